@@ -1,0 +1,191 @@
+"""What a run says to the person in front of it: bars on a terminal, plain lines elsewhere.
+
+`rich` is loaded when something is shown, and not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from keras_kd.running.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+COLUMNS = {
+    "accuracy": ("accuracy %", 100.0, 2),
+    "agreement": ("agrees with teacher %", 100.0, 2),
+    "kl": ("KL to teacher", 1.0, 4),
+    "ece": ("calibration error %", 100.0, 2),
+    "parameters": ("parameters", 1.0, 0),
+}
+
+
+class Lines(Progress):
+    """Plain lines, one a stage, for files and pipes."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._stages: dict[str, int] = {}
+
+    def begin(self, stages: Mapping[str, int]) -> None:
+        """Remember how many epochs each stage has."""
+        self._stages = dict(stages)
+
+    def epoch(self, stage: str, done: int, logs: Mapping[str, float]) -> None:
+        """Write one line when a stage's last epoch is done."""
+        if done == self._stages.get(stage):
+            self.say(f"{stage}: {done} epochs, {measured(logs)}")
+
+    def say(self, text: str) -> None:
+        """Write the sentence."""
+        print(text, file=self._stream, flush=True)
+
+
+class Bars(Progress):
+    """Bars for a terminal: all stages with the time left, and the stage at work."""
+
+    def __init__(self, console: Console) -> None:
+        from rich import progress
+
+        self._console = console
+        self._stages: dict[str, int] = {}
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description:<18}"),
+            progress.BarColumn(bar_width=28),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[measured]}"),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, progress.TaskID] = {}
+
+    def begin(self, stages: Mapping[str, int]) -> None:
+        """Draw the bar over all epochs of all stages."""
+        self._stages = dict(stages)
+        self._bars.start()
+        self._tasks["all"] = self._bars.add_task(
+            "all epochs", total=sum(stages.values()), measured=""
+        )
+
+    def epoch(self, stage: str, done: int, logs: Mapping[str, float]) -> None:
+        """Move the bar of the stage and the bar over all."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(
+                stage, total=self._stages.get(stage), measured=""
+            )
+        self._bars.update(self._tasks[stage], completed=done, measured=measured(logs))
+        self._bars.advance(self._tasks["all"])
+        if done == self._stages.get(stage):
+            self._bars.remove_task(self._tasks[stage])
+            self.say(f"{stage}: {measured(logs)}")
+
+    def say(self, text: str) -> None:
+        """Print the sentence above the bars."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def end(self) -> None:
+        """Take the bars away."""
+        self._bars.stop()
+
+
+def for_stream(stream: TextIO | None = None) -> Progress:
+    """Choose bars where the stream is a terminal, and lines elsewhere."""
+    from rich.console import Console
+
+    console = Console(file=stream)
+    return Bars(console) if console.is_terminal else Lines(stream)
+
+
+def measured(logs: Mapping[str, float]) -> str:
+    """Say in a few words what an epoch measured: the validation numbers where there are some."""
+    chosen = {k: v for k, v in logs.items() if k.startswith("val_")} or dict(logs)
+    first = [name for name in chosen if not name.endswith("loss")][:1] or list(chosen)[:1]
+    return ", ".join(f"{name} {chosen[name]:.4f}" for name in first)
+
+
+def results_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Lay out teacher, alone and distilled side by side.
+
+    Args:
+        rows: row name -> metric -> {"mean": number, "sd": number or None}.
+
+    Returns:
+        A table for `rich.print`; a column for each metric that a row has.
+    """
+    from rich.table import Table
+
+    table = Table(title=None, header_style="bold")
+    table.add_column("")
+    names = [name for name in COLUMNS if any(name in row for row in rows.values())]
+    names += [n for row in rows.values() for n in row if n not in COLUMNS]
+    names = list(dict.fromkeys(names))
+    for name in names:
+        table.add_column(COLUMNS.get(name, (name, 1.0, 4))[0], justify="right")
+    for row_name, row in rows.items():
+        table.add_row(row_name, *(_cell(row.get(name), name) for name in names))
+    return table
+
+
+def print_results(record: Mapping[str, Any], path: Path, stream: TextIO | None = None) -> None:
+    """Print a run's table and where to look.
+
+    Args:
+        record: what run.json holds.
+        path: the run's folder.
+        stream: where to print; None: standard output.
+    """
+    from rich.console import Console
+
+    rows = {"teacher": {k: {"mean": v} for k, v in record["teacher"]["test"].items()}}
+    rows |= {arm: found["test"] for arm, found in record["students"].items()}
+    screen = Console(file=stream)
+    out = Console(file=stream, width=None if screen.is_terminal else 140)
+    out.print(results_table(rows))
+    seeds = len(record["seeds"])
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    chosen = record["chosen"]
+    lines = [
+        f"Test data: {record['data']['name']}, {record['data']['test']} examples; {spread}.",
+        f"Exported: seed {chosen['seed']} ({chosen['by']}), in {path}",
+        f"Curves:   tensorboard --logdir {path / 'logs'}",
+    ]
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keep what native code writes to standard error, and show it only when the block fails."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(saved, kept.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _cell(value: Mapping[str, float | None] | None, name: str) -> str:
+    """Write a mean and its standard deviation, or a dash."""
+    if value is None or value["mean"] is None:
+        return "–"
+    _, scale, digits = COLUMNS.get(name, (name, 1.0, 4))
+    mean = f"{value['mean'] * scale:,.{digits}f}"
+    sd = value.get("sd")
+    return mean if sd is None or name == "parameters" else f"{mean} ± {sd * scale:.{digits}f}"

@@ -1,0 +1,1 @@
+"""The parts of a run: plans, lessons, records, and a person's own models."""

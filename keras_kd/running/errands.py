@@ -1,0 +1,80 @@
+"""Short errands with a person's model files: compare them, export one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keras_kd.running import lessons, records, user_models
+
+if TYPE_CHECKING:
+    from keras_kd.evaluation import Comparison
+    from keras_kd.export import Artifact
+
+BATCH = 256
+"""Examples in a batch where nothing is trained."""
+
+
+def evaluate(
+    teacher: str,
+    students: Mapping[str, str],
+    data: str,
+    *,
+    data_dir: str | Path | None = None,
+) -> Comparison:
+    """Compare students with their teacher on a data set's test split.
+
+    Args:
+        teacher: `FILE.keras` or `module:function`.
+        students: name -> `FILE.keras` or `module:function`.
+        data: name of the data set.
+        data_dir: where TensorFlow Datasets are prepared.
+
+    Returns:
+        The comparison; it prints as a table.
+
+    Raises:
+        ValueError: for a model or data that cannot be read or do not fit each other.
+    """
+    from keras_kd.evaluation import compare
+
+    dataset = lessons.load_data(data, data_dir, 0.1)
+    model = user_models.load_model("teacher", teacher)
+    models = {name: user_models.load_model(name, source) for name, source in students.items()}
+    for role, one in {"teacher": model, **models}.items():
+        lessons.check(one, role, dataset)
+    return compare(teacher=model, students=models, data=dataset.test.batches(BATCH))
+
+
+def export(
+    model: str,
+    data: str,
+    out: str | Path,
+    *,
+    formats: Sequence[str] = ("saved_model", "tflite"),
+    data_dir: str | Path | None = None,
+) -> Mapping[str, Artifact]:
+    """Export a model and verify each file on a data set's test split.
+
+    Args:
+        model: `FILE.keras` or `module:function`.
+        data: name of the data set.
+        out: the folder for the files.
+        formats: names of export formats.
+        data_dir: where TensorFlow Datasets are prepared.
+
+    Returns:
+        format -> artifact, with its path and certificate.
+
+    Raises:
+        ValueError: for a model or data that cannot be read, and for a file that does not agree.
+    """
+    from keras_kd.export import export_student
+
+    folder = records.writable(Path(out))
+    dataset = lessons.load_data(data, data_dir, 0.1)
+    loaded = user_models.load_model("model", model)
+    lessons.check(loaded, "model", dataset)
+    test = dataset.test.batches(BATCH)
+    return export_student(loaded, folder, formats=formats, verification_data=test)

@@ -1,0 +1,239 @@
+"""One training at a time: the teacher, the student alone, the student distilled.
+
+All of them go through `fit`, so that what is the same for the student alone and the distilled
+one is the same line of code.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_kd import checks
+from keras_kd.running import plans, records, user_models
+from keras_kd.running.progress import Progress
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_kd.data import Dataset
+    from keras_kd.recipes import Recipe
+    from keras_kd.running.plans import StudentPlan
+
+TEACHER_SEED = 0
+"""A recipe has one teacher; its first weights and the order of its data come from this seed."""
+
+ARMS = ("alone", "distilled")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training may spend, and the seed of its data's order.
+
+    Args:
+        epochs: passes over the training data.
+        learning_rate: the optimizer's highest rate.
+        augmentation: what changes the training batches, or None.
+        seed: for the order of the data, the augmentation, and what TensorFlow draws.
+    """
+
+    epochs: int
+    learning_rate: float
+    augmentation: Callable[..., Any] | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and how it came to be.
+
+    Args:
+        model: the model; a plain one for the distilled student too.
+        history: name in the logs -> one number an epoch.
+        seconds: wall time of the training.
+    """
+
+    model: keras.Model
+    history: dict[str, list[float]]
+    seconds: float
+
+
+class Teaching:
+    """A recipe's teacher: kept by a run before, or still to be trained.
+
+    Args:
+        recipe: the recipe.
+        dataset: its prepared data.
+        kept: the folder of kept teachers.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, kept: Path) -> None:
+        import keras
+
+        keras.utils.set_random_seed(TEACHER_SEED)
+        self._recipe, self._dataset = recipe, dataset
+        self._model = recipe.teacher()
+        check(self._model, "teacher", dataset)
+        key = records.teacher_key(recipe, dataset, self._model, TEACHER_SEED)
+        self.folder = kept / key
+        self.record = records.load_teacher_record(self.folder)
+        self.kept = self.record is not None
+
+    def teach(self, logs: Path, progress: Progress) -> tuple[keras.Model, dict[str, Any]]:
+        """Train the teacher and keep it, or take the kept one.
+
+        Args:
+            logs: the folder to make for its TensorBoard logs.
+            progress: hears where it is.
+
+        Returns:
+            The teacher as read back from its file, so that both ways give the same model, and
+            what there is to write down about it.
+        """
+        if self.record is None:
+            self.record = self._train(logs, progress)
+        else:
+            progress.say(f"The teacher is taken from {self.folder}.")
+            shutil.copytree(self.folder / "logs", logs)
+        teacher = user_models.load_model("teacher", str(self.folder / "teacher.keras"))
+        fingerprint = records.model_fingerprint(teacher)
+        about = {"key": self.folder.name, "kept": self.kept, "fingerprint": fingerprint}
+        return teacher, about | self.record
+
+    def _train(self, logs: Path, progress: Progress) -> dict[str, Any]:
+        budget = Budget(
+            epochs=self._recipe.teacher_epochs,
+            learning_rate=self._recipe.teacher_learning_rate,
+            augmentation=self._recipe.teacher_augmentation(),
+            seed=TEACHER_SEED,
+        )
+        trained = fit(self._model, self._recipe, self._dataset, budget, "teacher", logs, progress)
+        record = {"history": trained.history, "seconds": trained.seconds}
+        records.save_teacher(self.folder, trained.model, record, logs)
+        return record
+
+
+def load_data(name: str, data_dir: str | Path | None, validation: float) -> Dataset:
+    """Load a data set whose validation split has something in it: it chooses the student."""
+    from keras_kd import data
+
+    checks.fraction("validation", validation, open_ends=True)
+    return data.load(name, data_dir=data_dir, validation=validation)
+
+
+def check(model: keras.Model, role: str, dataset: Dataset) -> None:
+    """Refuse a model that does not take the data's inputs or cannot answer its labels.
+
+    Args:
+        model: the model; it is built by this, if it was not.
+        role: "teacher" or "student", for the words.
+        dataset: the prepared data.
+    """
+    outputs = user_models.first_outputs(role, model, dataset.train)
+    plans.understand(role, user_models.named(model, outputs), dataset.train.y)
+
+
+def new_student(plan: StudentPlan, dataset: Dataset, seed: int) -> keras.Model:
+    """Make the student of a seed; twice the same call gives twice the same first weights."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    student = plan.student()
+    check(student, "student", dataset)
+    return student
+
+
+def teach_student(
+    arm: str,
+    plan: StudentPlan,
+    teacher: keras.Model,
+    dataset: Dataset,
+    seed: int,
+    logs: Path,
+    progress: Progress,
+) -> Trained:
+    """Train the student of a seed, alone or distilled; nothing else differs between the two.
+
+    Args:
+        arm: "alone" or "distilled".
+        plan: the student and its numbers.
+        teacher: the trained teacher.
+        dataset: the prepared data.
+        seed: for first weights, the order of the data, augmentation and dropout.
+        logs: the folder for TensorBoard.
+        progress: hears where it is.
+
+    Returns:
+        The plain student, its history and time.
+    """
+    from keras_kd.distiller import Distiller
+
+    student = new_student(plan, dataset, seed)
+    learner = student
+    if arm == "distilled":
+        learner = Distiller(
+            teacher=teacher,
+            student=student,
+            distillation_losses=plan.distillation_losses(),
+            distillation_loss_weights=plan.distillation_loss_weights(),
+            student_loss_weight=plan.student_loss_weight,
+        )
+    budget = Budget(plan.epochs, plan.learning_rate, plan.student_augmentation(), seed)
+    stage = f"{arm} seed {seed}"
+    trained = fit(learner, plan, dataset, budget, stage, logs, progress)
+    return Trained(student, trained.history, trained.seconds)
+
+
+def fit(
+    model: keras.Model,
+    plan: StudentPlan,
+    dataset: Dataset,
+    budget: Budget,
+    stage: str,
+    logs: Path,
+    progress: Progress,
+) -> Trained:
+    """Compile and fit a model with a budget; the weights are the last epoch's.
+
+    Args:
+        model: a plain model or a Distiller.
+        plan: gives optimizer, loss, metrics and the sizes of steps.
+        dataset: the prepared data; validation is measured after each epoch.
+        budget: epochs, rate, augmentation and seed.
+        stage: its name for `progress`.
+        logs: the folder for TensorBoard.
+        progress: hears of each epoch.
+
+    Returns:
+        The same model, its history and time.
+    """
+    import keras
+
+    keras.utils.set_random_seed(budget.seed)
+    batches = dataset.train.batches(
+        plan.batch_size, shuffle_seed=budget.seed, transform=budget.augmentation
+    )
+    model.compile(
+        optimizer=plan.optimizer(budget.learning_rate, int(batches.cardinality()) * budget.epochs),
+        loss=plan.loss(),
+        metrics=plan.metrics(),
+        steps_per_execution=plan.steps_per_execution,
+    )
+    tell = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, found: progress.epoch(stage, epoch + 1, found or {})
+    )
+    started = time.monotonic()
+    history = model.fit(
+        batches,
+        validation_data=dataset.validation.batches(plan.batch_size),
+        epochs=budget.epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[keras.callbacks.TensorBoard(logs, write_graph=False), tell],
+    ).history
+    numbers = {name: [float(value) for value in values] for name, values in history.items()}
+    return Trained(model, numbers, time.monotonic() - started)

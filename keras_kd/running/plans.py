@@ -1,0 +1,362 @@
+"""A person's own teacher and student on named data, brought into the shape of a recipe.
+
+The story of a run asks a `StudentPlan` for everything it needs; a recipe is one, and `UserPlan`
+makes one of two models and a data set, choosing the loss of the labels and the distillation
+losses from what the outputs and the labels are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from keras_kd import checks
+from keras_kd.data.arrays import whole
+from keras_kd.running import loss_names, user_models
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    from keras_kd.data import Dataset
+
+
+class StudentPlan(Protocol):
+    """What the story of a run needs to know of its student; a `Recipe` is one."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One training alone and one distilled for each."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a step."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training data."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate."""
+
+    @property
+    def student_loss_weight(self) -> float:
+        """The labels' share of the total loss."""
+
+    @property
+    def steps_per_execution(self) -> int:
+        """Training steps in one call of the compiled graph."""
+
+    def student(self) -> keras.Model:
+        """Make a new student."""
+
+    def student_augmentation(self) -> Callable[..., Any] | None:
+        """Return what changes its training batches."""
+
+    def distillation_losses(self) -> list[Any]:
+        """Make new distillation losses."""
+
+    def distillation_loss_weights(self) -> list[float] | None:
+        """Return a weight for each, or None."""
+
+    def optimizer(self, learning_rate: float, total_steps: int) -> keras.optimizers.Optimizer:
+        """Make a new optimizer."""
+
+    def loss(self) -> Any:
+        """Make a new loss of the labels, nested as the outputs."""
+
+    def metrics(self) -> Any:
+        """Make new metrics, nested as the outputs."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one output of a model answers.
+
+    Args:
+        task: "classes" (labels are class numbers), "one_hot", "binary" (one unit or several
+            independent labels) or "values" (regression).
+        logits: False where the output is a probability already.
+    """
+
+    task: str
+    logits: bool = True
+
+    def loss(self, name: str | None = None) -> keras.losses.Loss:
+        """Make the loss that fits, or the named Keras loss with `from_logits` where it has it."""
+        import keras
+
+        default = {
+            "classes": "SparseCategoricalCrossentropy",
+            "one_hot": "CategoricalCrossentropy",
+            "binary": "BinaryCrossentropy",
+            "values": "MeanSquaredError",
+        }[self.task]
+        kind = getattr(keras.losses, name or default)
+        takes_logits = "from_logits" in inspect.signature(kind).parameters
+        return kind(from_logits=self.logits) if takes_logits else kind()
+
+    def metric(self) -> keras.metrics.Metric:
+        """Make the metric that a person would ask for."""
+        import keras
+
+        if self.task == "classes":
+            return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+        if self.task == "one_hot":
+            return keras.metrics.CategoricalAccuracy(name="accuracy")
+        if self.task == "binary":
+            threshold = 0.0 if self.logits else 0.5
+            return keras.metrics.BinaryAccuracy(name="accuracy", threshold=threshold)
+        return keras.metrics.MeanAbsoluteError(name="mean_absolute_error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserPlan:
+    """A person's student and settings, in the shape that a run asks for.
+
+    Args:
+        student_source: `FILE.keras` or `module:function`.
+        outputs: output name ("" for a single output) -> what it answers.
+        structure: the student's outputs, or anything nested like them.
+        loss_name: a class of `keras.losses` for every output, or None to choose by the labels.
+        loss_specs: `NAME` or `NAME(key=value, ...)` of classes in `keras_kd.losses`; empty: choose.
+        loss_weights: one for each of them, or None.
+        temperature: T for the losses that take one and were given none.
+        batch_size: examples in a step.
+        epochs: passes over the training data.
+        learning_rate: Adam's rate at the start; it falls to 0 as a cosine.
+        student_loss_weight: the labels' share of the total loss, 0 to 1.
+        steps_per_execution: training steps in one call of the compiled graph.
+        seeds: one training alone and one distilled for each.
+    """
+
+    student_source: str
+    outputs: Mapping[str, Output]
+    structure: Any
+    loss_name: str | None
+    loss_specs: tuple[str, ...]
+    loss_weights: tuple[float, ...] | None
+    temperature: float
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    student_loss_weight: float
+    seeds: tuple[int, ...]
+    steps_per_execution: int = 1
+
+    def student(self) -> keras.Model:
+        """Load or make the student: a file gives its own weights, a function makes new ones."""
+        return user_models.load_model("student", self.student_source)
+
+    def student_augmentation(self) -> None:
+        """Return None: a person's data is taken as it is."""
+
+    def distillation_losses(self) -> list[Any]:
+        """Make the named losses, or the ones that fit the outputs."""
+        if self.loss_specs:
+            return [loss_names.make_loss(spec, self.temperature) for spec in self.loss_specs]
+        return default_losses(self.outputs, self.structure, self.temperature)
+
+    def distillation_loss_weights(self) -> list[float] | None:
+        """Return the given weights."""
+        return None if self.loss_weights is None else list(self.loss_weights)
+
+    def optimizer(self, learning_rate: float, total_steps: int) -> keras.optimizers.Optimizer:
+        """Make Adam with a cosine decay to 0."""
+        import keras
+
+        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, total_steps)
+        return keras.optimizers.Adam(schedule)
+
+    def loss(self) -> Any:
+        """Make a loss for each output."""
+        made = {name: output.loss(self.loss_name) for name, output in self.outputs.items()}
+        return made.get("", made)
+
+    def metrics(self) -> Any:
+        """Make a metric for each output."""
+        made = {name: [output.metric()] for name, output in self.outputs.items()}
+        return made.get("", made)
+
+
+def check_settings(
+    *,
+    seeds: Sequence[int],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    temperature: float,
+    student_loss_weight: float,
+    distillation_losses: Sequence[str],
+    distillation_loss_weights: Sequence[float] | None,
+) -> None:
+    """Refuse numbers and loss names that cannot be trained with, before anything loads.
+
+    Raises:
+        ValueError: "`temperature` must be positive." and the like; "`seeds` must be different
+            numbers, one at least."; "... weights do not fit ... distillation losses."
+    """
+    whole("epochs", epochs, at_least=1)
+    whole("batch_size", batch_size, at_least=1)
+    checks.positive("learning_rate", learning_rate)
+    checks.positive("temperature", temperature)
+    checks.fraction("student_loss_weight", student_loss_weight)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise checks.bad_value(
+            "`seeds` must be different numbers, one at least.",
+            given=tuple(seeds),
+            expected="one seed or more, none twice",
+            fix="pass, for example, seeds=(0, 1, 2).",
+        )
+    for seed in seeds:
+        whole("seeds", seed, at_least=0)
+    for spec in distillation_losses:
+        loss_names.parse_loss(spec)
+    weights = distillation_loss_weights
+    if weights is not None and len(weights) != len(distillation_losses):
+        raise checks.bad_value(
+            f"{len(weights)} weights do not fit {len(distillation_losses)} distillation losses.",
+            given=f"losses {list(distillation_losses)}, weights {list(weights)}",
+            expected="one weight for each named loss",
+            fix="name each loss and give each a weight, or leave the weights out.",
+        )
+
+
+def for_user(student: keras.Model, dataset: Dataset, **settings: Any) -> UserPlan:
+    """Make the plan for a person's student, whose loss and metrics fit its outputs.
+
+    Args:
+        student: the student as loaded once, to look at.
+        dataset: the data.
+        **settings: the other fields of `UserPlan`.
+
+    Returns:
+        The plan, its numbers and names checked.
+    """
+    answers = user_models.first_outputs("student", student, dataset.train)
+    outputs = understand("student", user_models.named(student, answers), dataset.train.y)
+    if settings["loss_name"] is not None:
+        settings["loss_name"] = loss_names.check_keras_loss(settings["loss_name"])
+    plan = UserPlan(outputs=outputs, structure=answers, **settings)
+    plan.distillation_losses()
+    return plan
+
+
+def understand(role: str, outputs: Mapping[str, Any], labels: Any) -> dict[str, Output]:
+    """Find out what each output answers, from its values and its labels.
+
+    Args:
+        role: "teacher" or "student", for the words.
+        outputs: name -> what the model answers for the first examples, (examples, ...).
+        labels: their labels: an array for a single output, else name -> array.
+
+    Returns:
+        name -> what it answers.
+
+    Raises:
+        ValueError: "The labels have other names than the ...'s outputs.", "The ...'s output does
+            not fit the labels.", "The labels reach further than the ...'s classes."
+    """
+    by_name = dict(labels) if isinstance(labels, Mapping) else {"": labels}
+    if by_name.keys() != outputs.keys():
+        raise checks.bad_value(
+            f"The labels have other names than the {role}'s outputs.",
+            given=f"labels {_names(by_name)}; outputs {_names(outputs)}",
+            expected="one array of labels for each output, under its name",
+            fix="name the labels in the data set as the model names its outputs.",
+        )
+    return {name: _understand_one(role, name, outputs[name], by_name[name]) for name in outputs}
+
+
+def default_losses(outputs: Mapping[str, Output], structure: Any, temperature: float) -> list[Any]:
+    """Make the distillation losses that fit the outputs: one for each kind of answer.
+
+    Args:
+        outputs: name -> what it answers.
+        structure: the student's outputs, or anything nested like them.
+        temperature: T for distributions; values are compared as they are.
+
+    Returns:
+        `LogitsDistillation` objects, each with a loss for its outputs and None for the others.
+    """
+    from keras_kd.losses import LogitsDistillation
+
+    def losses_for(tasks: Sequence[str], loss: str) -> Any:
+        chosen = {n: loss if output.task in tasks else None for n, output in outputs.items()}
+        if isinstance(structure, Mapping):
+            return chosen
+        return list(chosen.values()) if isinstance(structure, list | tuple) else chosen[""]
+
+    tasks = {output.task for output in outputs.values()}
+    losses = []
+    if tasks & {"classes", "one_hot"}:
+        loss = losses_for(("classes", "one_hot"), "kl_divergence")
+        losses.append(LogitsDistillation(temperature=temperature, loss=loss))
+    if "binary" in tasks:
+        loss = losses_for(("binary",), "kl_divergence")
+        losses.append(
+            LogitsDistillation(
+                temperature=temperature, loss=loss, activation="sigmoid", name="labels_distillation"
+            )
+        )
+    if "values" in tasks:
+        loss = losses_for(("values",), "mean_squared_error")
+        losses.append(LogitsDistillation(temperature=1.0, loss=loss, name="values_distillation"))
+    return losses
+
+
+def config_of(plan: Any) -> dict[str, Any]:
+    """Return a plan's or a recipe's plain settings, for the record."""
+    hidden = ("structure",)
+    names = [field.name for field in dataclasses.fields(plan) if field.name not in hidden]
+    return {name: getattr(plan, name) for name in names}
+
+
+def _understand_one(role: str, name: str, output: np.ndarray, labels: np.ndarray) -> Output:
+    """Find out what one output answers."""
+    units = output.shape[-1] if output.ndim > 1 else 1
+    whole = labels.dtype.kind in "iub"
+    numbers = labels.reshape(labels.shape[:-1]) if labels.shape[-1:] == (1,) else labels
+    if whole and units > 1 and numbers.shape[1:] == output.shape[1:-1]:
+        if numbers.size and (numbers.max() >= units or numbers.min() < 0):
+            raise checks.bad_value(
+                f"The labels reach further than the {role}'s classes.",
+                given=f"{_of(name)}labels from {numbers.min()} to {numbers.max()}, {units} classes",
+                expected=f"class numbers from 0 to {units - 1}",
+                fix="use a model with one unit a class, or data with these classes.",
+            )
+        return Output("classes", logits=not _sums_to_one(output))
+    alike = labels.shape[1:] == output.shape[1:] or (units == 1 and numbers.size == len(output))
+    if not alike:
+        raise checks.bad_value(
+            f"The {role}'s output does not fit the labels.",
+            given=f"{_of(name)}output {output.shape[1:]}, labels {labels.shape[1:]} {labels.dtype}",
+            expected="class numbers without the last axis, or labels shaped as the output",
+            fix="use a model whose last layer has one unit a class (or a value).",
+        )
+    zero_or_one = bool(((labels == 0) | (labels == 1)).all())
+    if zero_or_one and units > 1 and _sums_to_one(labels):
+        return Output("one_hot", logits=not _sums_to_one(output))
+    if zero_or_one:
+        return Output("binary", logits=not bool(((output >= 0) & (output <= 1)).all()))
+    return Output("values")
+
+
+def _sums_to_one(values: np.ndarray) -> bool:
+    """Say whether these are distributions over the last axis."""
+    values = values.astype("float64")
+    return bool((values >= 0).all() and (abs(values.sum(axis=-1) - 1) < 1e-2).all())
+
+
+def _names(arrays: Mapping[str, Any]) -> str:
+    """Write the names of arrays; a single one has none."""
+    return ", ".join(name or "(one without a name)" for name in arrays)
+
+
+def _of(name: str) -> str:
+    """Open a sentence about a named output."""
+    return f"{name}: " if name else ""

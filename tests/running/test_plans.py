@@ -1,0 +1,109 @@
+"""What a person's outputs and labels are taken for, and which losses they get."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from keras_kd.running import loss_names, plans
+
+LOGITS = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0]], "float32")
+PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], "float32")
+NUMBERS = {
+    "seeds": (0,),
+    "epochs": 1,
+    "batch_size": 2,
+    "learning_rate": 0.1,
+    "temperature": 2.0,
+    "student_loss_weight": 0.5,
+    "distillation_losses": (),
+    "distillation_loss_weights": None,
+}
+
+
+def one(outputs, labels):
+    return plans.understand("teacher", {"": outputs}, labels)[""]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "task", "logits"),
+    [
+        (LOGITS, np.array([0, 2]), "classes", True),
+        (PROBABILITIES, np.array([0, 2]), "classes", False),
+        (LOGITS[None], np.array([[0, 2]]), "classes", True),
+        (LOGITS, np.array([[0], [2]]), "classes", True),
+        (LOGITS, np.eye(3)[:2], "one_hot", True),
+        (PROBABILITIES, np.eye(3)[:2], "one_hot", False),
+        (LOGITS, np.array([[1, 1, 0], [0, 0, 0]]), "binary", True),
+        (PROBABILITIES, np.array([[1, 1, 0], [0, 0, 0]]), "binary", False),
+        (LOGITS[:, :1], np.array([0, 1]), "binary", True),
+        (LOGITS, np.array([[0.5, 1.5, 2.5], [3.5, 4.5, 5.5]]), "values", True),
+        (LOGITS[:, :1], np.array([0.3, 1.7]), "values", True),
+    ],
+)
+def test_outputs_are_understood_by_their_labels(outputs, labels, task, logits):
+    assert one(outputs, labels) == plans.Output(task, logits)
+
+
+def test_labels_that_the_outputs_cannot_answer_are_refused():
+    with pytest.raises(ValueError, match="The labels reach further than the teacher's classes"):
+        one(LOGITS, np.array([0, 3]))
+    with pytest.raises(ValueError, match="The teacher's output does not fit the labels"):
+        one(LOGITS, np.zeros((2, 5)))
+    with pytest.raises(ValueError, match="The labels have other names than the student's outputs"):
+        plans.understand("student", {"a": LOGITS}, {"b": np.array([0, 1])})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"temperature": 0.0}, "`temperature` must be positive"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
+        ({"student_loss_weight": 2.0}, "`student_loss_weight` must be between 0 and 1"),
+        ({"epochs": 0}, "`epochs` is out of range"),
+        ({"batch_size": 0}, "`batch_size` is out of range"),
+        ({"seeds": ()}, "`seeds` must be different numbers"),
+        ({"seeds": (1, 1)}, "`seeds` must be different numbers"),
+        ({"distillation_loss_weights": (1.0,)}, "1 weights do not fit 0 distillation losses"),
+        ({"distillation_losses": ("a b",)}, "The distillation loss 'a b' cannot be read"),
+    ],
+)
+def test_settings_are_refused_before_anything_loads(change, words):
+    plans.check_settings(**NUMBERS)
+    with pytest.raises(ValueError, match=words):
+        plans.check_settings(**NUMBERS | change)
+
+
+def test_default_losses_leave_out_what_is_not_theirs():
+    outputs = {
+        "a": plans.Output("classes"),
+        "b": plans.Output("binary"),
+        "c": plans.Output("values"),
+    }
+    soft, labels, values = plans.default_losses(outputs, {"a": 0, "b": 0, "c": 0}, 2.0)
+    assert soft.loss == {"a": "kl_divergence", "b": None, "c": None}
+    assert (soft.temperature, soft.activation) == (2.0, "softmax")
+    assert (labels.loss["b"], labels.activation) == ("kl_divergence", "sigmoid")
+    assert values.loss == {"a": None, "b": None, "c": "mean_squared_error"}
+    (listed,) = plans.default_losses({"a": outputs["a"], "b": outputs["a"]}, [0, 0], 2.0)
+    assert listed.loss == ["kl_divergence", "kl_divergence"]
+
+
+def test_losses_are_read_by_name():
+    assert loss_names.parse_loss("LogitMatching") == ("LogitMatching", {})
+    loss = loss_names.make_loss("LogitsDistillation(temperature=4, direction='reverse')", 2.0)
+    assert (loss.temperature, loss.direction) == (4.0, "reverse")
+    assert loss_names.make_loss("SoftCrossEntropy", 2.0).temperature == 2.0
+    with pytest.raises(ValueError, match=r"cannot be read\.\n  given"):
+        loss_names.parse_loss("f(1)")
+    with pytest.raises(ValueError, match="There is no distillation loss 'LogitsDistilation'"):
+        loss_names.make_loss("LogitsDistilation", 2.0)
+    with pytest.raises(ValueError, match="There is no argument of LogitsDistillation: 'temprature'"):
+        loss_names.make_loss("LogitsDistillation(temprature=4)", 2.0)
+
+
+def test_keras_losses_are_read_by_either_name():
+    for name in ("MeanSquaredError", "mean_squared_error"):
+        assert loss_names.check_keras_loss(name) == "MeanSquaredError"
+    with pytest.raises(ValueError, match="There is no Keras loss 'MeanSquareError'"):
+        loss_names.check_keras_loss("MeanSquareError")
