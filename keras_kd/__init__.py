@@ -1,0 +1,56 @@
+"""Knowledge distillation for Keras 3 on TensorFlow: teach a small model what a big one knows.
+
+```python
+import keras_kd as kd
+
+distiller = kd.Distiller(teacher, student, kd.LogitsDistillation(temperature=4.0))
+```
+
+Names are loaded when they are first touched, so that `import keras_kd` loads no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from keras_kd import checks
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Distiller": "keras_kd.distiller",
+    "load_distiller": "keras_kd.loading",
+    "Teacher": "keras_kd.teachers",
+    "EnsembleTeacher": "keras_kd.teachers",
+    "LogitsDistillation": "keras_kd.losses",
+    "FeatureDistillation": "keras_kd.losses",
+    "compare": "keras_kd.evaluation",
+    "export_student": "keras_kd.export",
+}
+_ROOMS = ("callbacks", "data", "losses", "metrics", "recipes")
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from keras_kd import callbacks, data, losses, metrics, recipes
+    from keras_kd.distiller import Distiller
+    from keras_kd.evaluation import compare
+    from keras_kd.export import export_student
+    from keras_kd.loading import load_distiller
+    from keras_kd.losses import FeatureDistillation, LogitsDistillation
+    from keras_kd.teachers import EnsembleTeacher, Teacher
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"keras_kd.{name}")
+    fix = checks.closest(name, __all__)
+    hint = f" Did you mean {fix[0]!r}?" if fix else ""
+    raise AttributeError(f"module 'keras_kd' has no attribute {name!r}.{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,216 @@
+"""What joins a teacher to a student: the named losses, their weights, taps and trained parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_kd import checks, replicas
+from keras_kd.losses import base
+from keras_kd.teachers import Answer
+
+KerasLoss = keras.distillation.DistillationLoss
+
+
+class Connections(keras.layers.Layer):
+    """The distillation losses of one Distiller, with the layers that are trained for them.
+
+    It is a Keras layer so that those layers (projectors, for example) are tracked, trained and
+    checkpointed with the Distiller. It is no part of the student.
+
+    Args:
+        losses: one distillation loss or several.
+        factors: one weight for each, or `None` for 1.0 each.
+    """
+
+    def __init__(self, losses: Any, factors: Sequence[float] | float | None) -> None:
+        super().__init__(name="connections", dtype="float32")
+        self.terms = _checked_losses(losses)
+        self.factors = _checked_factors(factors, len(self.terms))
+        self.names = _unique_names(self.terms)
+        self.shapes: list | None = None
+        self.connectors: list[keras.layers.Layer] = []
+        self._places: dict[int, int] = {}
+        self.built = True  # its parts come when the shapes are known
+
+    @property
+    def teacher_paths(self) -> list[str]:
+        """Paths of the teacher's layers that the losses name."""
+        return [path for loss in self.terms for path in _paths(loss, "teacher_layer_name")]
+
+    @property
+    def student_paths(self) -> list[str]:
+        """Paths of the student's layers that the losses name."""
+        return [path for loss in self.terms for path in _paths(loss, "student_layer_name")]
+
+    def join(self, teacher: Answer, student: Answer) -> None:
+        """Make the trained parts, once, for the shapes of one pass of both models."""
+        if self.shapes is None:
+            pairs = [_pair(loss, teacher, student) for loss in self.terms]
+            self.join_shapes([(_shapes(t), _shapes(s)) for t, s in pairs])
+
+    def join_shapes(self, shapes: list) -> None:
+        """Make the trained parts from the shapes that a config or a pass gives."""
+        self.shapes = [tuple(_as_shapes(side) for side in pair) for pair in shapes]
+        for index, (loss, pair) in enumerate(zip(self.terms, self.shapes, strict=True)):
+            if not isinstance(loss, base.DistillationLoss):
+                continue
+            connector = loss.connector(*pair)
+            if connector is not None:
+                connector(*[_symbols(side) for side in pair])  # builds it
+                self._places[index] = len(self.connectors)
+                self.connectors.append(connector)
+
+    def check_activations(self, teacher_kinds: list[str] | None, student_kinds: list[str]) -> None:
+        """Refuse a softmax loss on sigmoid outputs, and the reverse.
+
+        Raises:
+            ValueError: "… is a softmax loss, and the teacher …".
+        """
+        for loss, name in zip(self.terms, self.names, strict=True):
+            wanted = getattr(loss, "activation", None)
+            other = {"softmax": "sigmoid", "sigmoid": "softmax"}.get(str(wanted))
+            for who, kinds in (("teacher", teacher_kinds), ("student", student_kinds)):
+                if other is None or kinds is None or set(kinds) != {other}:
+                    continue
+                raise checks.bad_value(
+                    f"{name} is a {wanted} loss, and the {who} ends in a {other}.",
+                    given=f"activation={wanted!r} on {other} probabilities",
+                    expected="the activation that the models end in",
+                    fix=f"use {type(loss).__name__}(activation={other!r}).",
+                )
+
+    def values(
+        self, teacher: Answer, student: Answer, y: Any, sample_weight: Any, step: Any
+    ) -> list[tuple[Any, Any]]:
+        """Compute each loss, unweighted, with the number of examples that it averages over."""
+        results = []
+        for index, loss in enumerate(self.terms):
+            t, s = _pair(loss, teacher, student)
+            count = replicas.examples(s)
+            if index in self._places:
+                masks = [base.mask_of(leaf) for leaf in keras.tree.flatten(s)]
+                t, s = self.connectors[self._places[index]](t, s)
+                for leaf, mask in zip(keras.tree.flatten(s), masks, strict=False):
+                    base.with_mask(leaf, mask)
+            results.append((_value(loss, t, s, y, sample_weight, step), count))
+        return results
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the losses, weights and shapes, from which a Distiller is made again."""
+        return {
+            "distillation_losses": [keras.saving.serialize_keras_object(t) for t in self.terms],
+            "distillation_loss_weights": list(self.factors),
+            "shapes": self.shapes,
+        }
+
+
+def _value(loss: KerasLoss, t: Any, s: Any, y: Any, sample_weight: Any, step: Any) -> Any:
+    if isinstance(loss, base.DistillationLoss):
+        value = loss.compute_loss(t, s, y=y, sample_weight=sample_weight, step=step)
+    else:
+        if sample_weight is not None:
+            raise checks.bad_value(
+                f"{type(loss).__name__} of keras.distillation cannot honour a sample_weight.",
+                given="a sample_weight or class_weight in fit, and a loss that takes none",
+                expected="a loss of keras_kd",
+                fix=f"use kd.{type(loss).__name__}, or subclass kd.losses.DistillationLoss.",
+            )
+        loss.validate_outputs(t, s)
+        value = loss.compute_loss(t, s)
+    value = base.as_float32(value)
+    if len(value.shape) == 0:
+        return value
+    return base.weighted_mean(value, sample_weight, base.mask_of(keras.tree.flatten(s)[0]))
+
+
+def _pair(loss: KerasLoss, teacher: Answer, student: Answer) -> tuple[Any, Any]:
+    return _pick(loss, teacher, "teacher_layer_name"), _pick(loss, student, "student_layer_name")
+
+
+def _pick(loss: KerasLoss, answer: Answer, argument: str) -> Any:
+    name = getattr(loss, argument, None)
+    if isinstance(name, (list, tuple)):
+        return [answer.features[path] for path in name]
+    if name is not None:
+        return answer.features[name]
+    features = isinstance(loss, keras.distillation.FeatureDistillation)
+    return answer.own if features or getattr(loss, "space", None) == "features" else answer.outputs
+
+
+def _paths(loss: KerasLoss, argument: str) -> list[str]:
+    name = getattr(loss, argument, None)
+    return [] if name is None else [name] if isinstance(name, str) else list(name)
+
+
+def _shapes(tensors: Any) -> Any:
+    return keras.tree.map_structure(lambda t: (None, *tuple(t.shape)[1:]), tensors)
+
+
+def _as_shapes(given: Any) -> Any:
+    """Turn the lists of a JSON config into shapes again."""
+    if isinstance(given, dict):
+        return {key: _as_shapes(value) for key, value in given.items()}
+    if all(size is None or isinstance(size, int) for size in given):
+        return tuple(given)
+    return [_as_shapes(part) for part in given]
+
+
+def _symbols(shapes: Any) -> Any:
+    if isinstance(shapes, dict):
+        return {key: _symbols(value) for key, value in shapes.items()}
+    if isinstance(shapes, list):
+        return [_symbols(part) for part in shapes]
+    return keras.KerasTensor(shapes, dtype="float32")
+
+
+def _checked_losses(losses: Any) -> tuple[KerasLoss, ...]:
+    given = tuple(losses) if isinstance(losses, (list, tuple)) else (losses,)
+    if not given:
+        raise checks.bad_value(
+            "A Distiller needs a distillation loss.",
+            given="distillation_losses=[]",
+            expected="one loss or more",
+            fix="pass kd.LogitsDistillation(temperature=4.0).",
+        )
+    for loss in given:
+        if not isinstance(loss, KerasLoss):
+            raise checks.bad_value(
+                "`distillation_losses` holds something that is no distillation loss.",
+                given=f"{loss!r:.80} ({type(loss).__name__})",
+                expected="a kd.losses.DistillationLoss (or one of keras.distillation)",
+                fix="pass an object, for example kd.LogitsDistillation(temperature=4.0).",
+            )
+    return given
+
+
+def _checked_factors(factors: Any, count: int) -> list[float]:
+    if factors is None:
+        return [1.0] * count
+    given = list(factors) if isinstance(factors, (list, tuple)) else [factors]
+    if len(given) != count:
+        raise checks.bad_value(
+            f"{len(given)} weights for {count} losses do not fit.",
+            given=f"distillation_loss_weights={factors!r}",
+            expected=f"{count} numbers, one for each loss",
+            fix="give each loss its weight, or leave distillation_loss_weights out.",
+        )
+    return [checks.number("distillation_loss_weights", factor) for factor in given]
+
+
+def _unique_names(losses: Sequence[KerasLoss]) -> list[str]:
+    names: list[str] = []
+    for loss in losses:
+        name = getattr(loss, "name", None) or base.snake_case(type(loss).__name__)
+        if name in ("loss", "student_loss"):
+            raise checks.bad_value(
+                f"A distillation loss cannot be logged as {name!r}.",
+                given=f"name={name!r}",
+                expected='a name other than "loss" and "student_loss"',
+                fix="give it another name=.",
+            )
+        repeats = sum(taken == name or taken.startswith(f"{name}_") and taken[len(name) + 1 :].isdecimal() for taken in names)
+        names.append(f"{name}_{repeats}" if repeats else name)
+    return names

@@ -1,0 +1,427 @@
+"""The Distiller: one teacher pass, one student pass, a sum of named losses, one step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_kd import checks, replicas
+from keras_kd.connections import Connections
+from keras_kd.first_look import FirstLook, local_batch, peek
+from keras_kd.outputs import OutputReader
+from keras_kd.taps import TappedModel
+from keras_kd.teachers import AbsentTeacher, Answer, Teacher, as_teacher, no_model
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Distiller(keras.Model):
+    """Train a student on a teacher's soft targets and the true labels, with `compile` and `fit`.
+
+    It is a drop-in superset of `keras.distillation.Distiller`. What is trained, saved and exported
+    is the student (and, while training, the projectors of feature losses); the teacher is left as
+    it was, and only remembered by its fingerprint:
+
+        total = student_loss_weight · student_loss(y, s)
+                + (1 − student_loss_weight) · Σ weightᵢ · lossᵢ(t, s) + Σ student.losses
+
+    The logs hold `loss` (the total), `student_loss`, each distillation loss under its name
+    (unweighted) and your metrics. In `evaluate`, `loss` is student_loss + Σ student.losses, and the
+    teacher is not called.
+
+    Args:
+        teacher: a `keras.Model`, a list of them (an ensemble), or a `kd.Teacher`.
+        student: a `keras.Model`, Functional, Sequential or subclassed. It is trained in place.
+        distillation_losses: one loss or a list, of `kd.losses` or `keras.distillation`.
+        distillation_loss_weights: one number for each loss. Defaults to 1.0 each. Weights that are
+            all 0 skip the teacher.
+        student_loss_weight: share of the labels' loss, from 0 to 1; at 0 neither labels nor a
+            compiled loss are needed. Defaults to 0.5.
+        name: name of the model. Defaults to `"distiller"`.
+        **kwargs: passed on to `keras.Model`.
+
+    Raises:
+        ValueError: "The teacher is no model", "The student is no model", "… weights for … losses",
+            "There is no layer …" for an unknown tap, "The shapes of teacher and student differ"; on
+            the first batch "Output … is not finite" and what else cannot be learned from.
+
+    Reference:
+        Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.
+
+    Example:
+
+    ```python
+    import keras, numpy as np
+    import keras_kd as kd
+
+    def mlp(width):
+        layers = [keras.layers.Dense(width, activation="relu"), keras.layers.Dense(3)]
+        return keras.Sequential([keras.Input((8,)), *layers])
+
+    x, y = np.random.rand(64, 8), np.random.randint(0, 3, 64)
+    distiller = kd.Distiller(mlp(64), mlp(8), kd.LogitsDistillation(temperature=4.0))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    distiller.compile("adam", loss, metrics=["accuracy"])
+    history = distiller.fit(x, y, epochs=2, verbose=0)
+    print(sorted(history.history))  # ['accuracy', 'logits_distillation', 'loss', 'student_loss']
+    ```
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        student: keras.Model,
+        distillation_losses: Any,
+        distillation_loss_weights: Sequence[float] | None = None,
+        student_loss_weight: float = 0.5,
+        name: str = "distiller",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("autocast", False)  # the student casts its inputs by its own policy
+        super().__init__(name=name, **kwargs)
+        self._convert_input_args = False
+        if not isinstance(student, keras.Model):
+            raise no_model("student", student)
+        self.student = student
+        self.student_loss_weight = checks.fraction("student_loss_weight", student_loss_weight)
+        self.connections = Connections(distillation_losses, distillation_loss_weights)
+        self._tapped = TappedModel(student, self.connections.student_paths)
+        self._reader = OutputReader(
+            student,
+            who=f"student {student.name!r}",
+            stated="auto",
+            activation="softmax",
+            fix="end the student in a layer without activation (logits), or in a keras.layers."
+            "Activation that says what it is.",
+        )
+        self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
+        self._loss_trackers = [keras.metrics.Mean(name=name) for name in self.connections.names]
+        self._evaluating = False
+        self._set_teacher(as_teacher(teacher))
+        if student.built:
+            self.built = True
+
+    # --- what it is made of ---------------------------------------------------------------------
+
+    @property
+    def distillation_losses(self) -> list:
+        """The distillation losses, in order."""
+        return list(self.connections.terms)
+
+    @property
+    def distillation_loss_weights(self) -> list[float]:
+        """The weight of each distillation loss."""
+        return self.connections.factors
+
+    @property
+    def teacher(self) -> Teacher | AbsentTeacher:
+        """The teacher, as a plain `kd.Teacher` (its model is `.model`), which Keras cannot track."""
+        return self._teacher
+
+    @property
+    def output_names(self) -> list[str]:
+        """The student's output names, for losses and metrics given by name."""
+        return self.student.output_names
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep `distiller.teacher = model` from being tracked, trained and saved by Keras."""
+        if name == "teacher":
+            self.attach_teacher(value)
+        else:
+            super().__setattr__(name, value)
+
+    def attach_teacher(self, teacher: Any, allow_different: bool = False) -> None:
+        """Attach the teacher again after loading, or another one.
+
+        Args:
+            teacher: as in the constructor.
+            allow_different: take a teacher whose fingerprint is not the one remembered.
+
+        Raises:
+            ValueError: "This is not the teacher that the student learned from."
+        """
+        given = as_teacher(teacher)
+        known, new = self._teacher.fingerprint(), given.fingerprint()
+        if known != new and not allow_different:
+            raise checks.bad_value(
+                "This is not the teacher that the student learned from.",
+                given=f"{given.name!r}, fingerprint {new[:12]}",
+                expected=f"{self._teacher.name!r}, fingerprint {known[:12]}",
+                fix="load that teacher, or say that you mean it: "
+                "attach_teacher(teacher, allow_different=True).",
+            )
+        self._set_teacher(given)
+
+    def _set_teacher(self, teacher: Any) -> None:
+        self._teacher = teacher
+        self._teaching: Any = None
+        self.train_function = None
+        if not isinstance(teacher, AbsentTeacher):
+            self._teaching = teacher.attach(self.connections.teacher_paths)
+        self._look = FirstLook(self._ask, self.learn, self.connections)
+        if self._teaching is not None and all(model.built for model in teacher.models):
+            self._look.at_shapes(self.student)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a step asks the teacher: not where its losses all weigh nothing."""
+        return self.student_loss_weight < 1.0 and any(self.connections.factors)
+
+    # --- Keras's interface ----------------------------------------------------------------------
+
+    def compile(
+        self, optimizer: Any = "adam", loss: Any = None, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """Set the optimizer, the loss on the labels and the metrics, as in `keras.Model.compile`.
+
+        Args:
+            optimizer: Keras optimizer or its name. It gets loss scaling when any layer of the
+                student computes in float16 (unless `auto_scale_loss=False`).
+            loss: loss on the true labels, which sees the student's own outputs; a list or dict for
+                several outputs. `None` is allowed at `student_loss_weight=0`.
+            metrics: metrics on the true labels, as in Keras.
+            **kwargs: `loss_weights`, `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
+                `jit_compile`, `auto_scale_loss`, as in Keras.
+
+        Raises:
+            ValueError: "A student loss is needed" for `loss=None` at a weight above 0.
+        """
+        if loss is None and self.student_loss_weight > 0:
+            raise checks.bad_value(
+                f"A student loss is needed at student_loss_weight={self.student_loss_weight}.",
+                given="compile(loss=None)",
+                expected="a loss on the labels",
+                fix="pass loss=…, or make the Distiller with student_loss_weight=0 to learn from "
+                "the teacher alone.",
+            )
+        self._auto_scale_loss = kwargs.get("auto_scale_loss", True)
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if self._auto_scale_loss and not scaled and _computes_in_float16(self.student):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        if kwargs.get("jit_compile", "auto") == "auto" and not _supports_jit(self._teacher.models):
+            kwargs["jit_compile"] = False
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Return the student's outputs."""
+        if getattr(self.student, "_call_has_training_arg", True):
+            return self.student(inputs, training=training)
+        return self.student(inputs)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Build the student, where it is not yet."""
+        if not self.student.built:
+            self.student.build(input_shape)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Learn from one batch: the teacher outside the tape, the student once inside it."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        teacher = self._ask(x)
+        with tf.GradientTape() as tape:
+            student = self.learn(x, training=True)
+            total = self._total_loss(teacher, student, y, sample_weight)
+            scaled = self.optimizer.scale_loss(total)
+        weights = self.trainable_weights
+        self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+        self._track_total(total, x)
+        return self._results(x, y, student.own, sample_weight)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluate the student on the labels alone; the teacher is not called."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = self(x, training=False)
+        self._track_total(self.compute_loss(x, y, y_pred, sample_weight, training=False), x)
+        with self._student_only():
+            return self._results(x, y, y_pred, sample_weight)
+
+    def learn(self, x: Any, training: bool) -> Answer:
+        """Run the student once, with its taps."""
+        own, features = self._tapped(x, training=training)
+        return Answer(self._reader(own), own, features, [own])
+
+    def _ask(self, x: Any) -> Answer | None:
+        if not self.needs_teacher:
+            return None
+        if self._teaching is None:
+            self._teacher.attach()  # says that the teacher is absent
+        return self._teaching(x)
+
+    def _total_loss(self, teacher: Answer | None, student: Answer, y: Any, weight: Any) -> Any:
+        """Add up this replica's part of the total: the gradients' sum over replicas is exact."""
+        total = _sum([*self.student.losses, *self.connections.losses]) / replicas.count()
+        student_loss = self._student_loss(y, student.own, weight)
+        if self.student_loss_weight > 0:
+            if student_loss is None:
+                raise _no_labels(self.student_loss_weight)
+            total += self.student_loss_weight * student_loss
+        if teacher is None:
+            return total
+        step = self.optimizer.iterations
+        values = self.connections.values(teacher, student, y, weight, step)
+        for tracker, factor, (value, count) in zip(
+            self._loss_trackers, self.connections.factors, values, strict=True
+        ):
+            tracker.update_state(value, sample_weight=count)
+            if factor:
+                total += (1.0 - self.student_loss_weight) * factor * replicas.share(count) * value
+        return total
+
+    def _student_loss(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+        """Return this replica's part of the loss on the labels, or `None` without them."""
+        if self._compile_loss is None or y is None:
+            return None
+        value = self._compile_loss(y, y_pred, sample_weight) * replicas.count()
+        count = replicas.examples(y_pred)
+        self._student_loss_tracker.update_state(value, sample_weight=count)
+        return replicas.share(count) * value
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return student_loss + Σ student.losses, which is what `evaluate` calls the loss."""
+        student_loss = self._student_loss(y, y_pred, sample_weight)
+        total = _sum(self.student.losses) / replicas.count()
+        return total if student_loss is None else total + student_loss
+
+    def _track_total(self, total: Any, x: Any) -> None:
+        batch = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
+        count = replicas.total(tf.cast(tf.shape(batch)[0], tf.float32)) / replicas.count()
+        self._loss_tracker.update_state(total * replicas.count(), sample_weight=count)
+
+    # --- logs -----------------------------------------------------------------------------------
+
+    def _results(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
+        if y is None:
+            return self.get_metrics_result()
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Return the logs; what this pass does not compute is absent, not 0."""
+        absent = [] if self.needs_teacher and not self._evaluating else list(self._loss_trackers)
+        if self._compile_loss is None:
+            absent.append(self._student_loss_tracker)
+        if self._compile_metrics is not None and not self._compile_metrics.built:
+            absent.append(self._compile_metrics)
+        hidden = {id(metric) for metric in absent}
+        results: dict[str, Any] = {}
+        for metric in self.metrics:
+            if id(metric) not in hidden:
+                result = metric.result()
+                results.update(result if isinstance(result, dict) else {metric.name: result})
+        return results
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the student on labelled data, as `keras.Model.evaluate`."""
+        with self._student_only():
+            return super().evaluate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _student_only(self) -> Iterator[None]:
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+
+    # --- the first look -------------------------------------------------------------------------
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Prepare the step; the first execution looks at its first batch before training on it."""
+        super().make_train_function(force=force or not self._look.done)
+        if self.built and self.connections.shapes is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)  # before a callback restores it
+        if not self._look.done:
+            self.train_function = functools.partial(self._first_execution, self.train_function)
+
+    def _first_execution(self, execute: Callable, iterator: Any) -> Any:
+        first, again = peek(iterator, self.steps_per_execution)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(
+            local_batch(first, self.distribute_strategy)
+        )
+        teaching = self._teaching if self.needs_teacher else None
+        self._look.at_batch(x, y, teaching, self._reader, eagerly=self.run_eagerly)
+        if self.loss is not None and y is not None:
+            self._look.at_labels(self.loss, y, self._reader.kinds)
+        self.train_function = execute
+        return execute(again)
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def export(self, filepath: str, *args: Any, **kwargs: Any) -> None:
+        """Export the student alone, as `keras.Model.export`."""
+        self.student.export(filepath, *args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what a saved Distiller is made of; of the teacher only its fingerprint."""
+        return {
+            **super().get_config(),
+            **self.connections.get_config(),
+            "student": keras.saving.serialize_keras_object(self.student),
+            "student_loss_weight": self.student_loss_weight,
+            "teacher": {"name": self._teacher.name, "fingerprint": self._teacher.fingerprint()},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Distiller:
+        """Make the Distiller again, without its teacher."""
+        config = dict(config)
+        shapes = config.pop("shapes")
+        distiller = cls(
+            teacher=AbsentTeacher(**config.pop("teacher")),
+            student=keras.saving.deserialize_keras_object(config.pop("student")),
+            distillation_losses=[
+                keras.saving.deserialize_keras_object(loss)
+                for loss in config.pop("distillation_losses")
+            ],
+            **config,
+        )
+        if shapes is not None:
+            distiller.connections.join_shapes(shapes)
+        return distiller
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """Return the arguments of `compile`."""
+        config = super().get_compile_config()
+        return config and {**config, "auto_scale_loss": self._auto_scale_loss}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile again after loading, with the optimizer's variables made."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+
+def _sum(losses: Sequence[Any]) -> Any:
+    total = tf.zeros(())
+    for loss in losses:
+        total += tf.reduce_sum(tf.cast(loss, tf.float32))
+    return total
+
+
+def _no_labels(weight: float) -> ValueError:
+    return checks.bad_value(
+        f"Labels are needed at student_loss_weight={weight}.",
+        given="batches without labels",
+        expected="batches (x, y)",
+        fix="give the labels, or make the Distiller with student_loss_weight=0 to learn from the "
+        "teacher alone.",
+    )
+
+
+def _computes_in_float16(model: keras.Model) -> bool:
+    layers = [model, *model._flatten_layers(include_self=False)]
+    return any(layer.compute_dtype == "float16" for layer in layers)
+
+
+def _supports_jit(models: Sequence[keras.Model]) -> bool:
+    return all(layer.supports_jit for model in models for layer in model._flatten_layers())

@@ -1,0 +1,170 @@
+"""Romero et al., "FitNets: Hints for Thin Deep Nets" (2015)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd import checks
+from keras_kd.losses import base
+from keras_kd.losses.base import Tensor
+from keras_kd.projectors import Projector, projector_for
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class HintConnector(keras.layers.Layer):
+    """Pass the teacher's feature through and project the student's onto its shape."""
+
+    def __init__(self, projector: keras.layers.Layer, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)
+        self.projector = projector
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Create the projector's weights."""
+        if not self.projector.built:
+            self.projector.build(student_shape)
+
+    def call(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both features in the teacher's shape."""
+        return teacher, self.projector(student)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class FeatureDistillation(base.DistillationLoss):
+    """Teach an intermediate layer (a hint): the student's feature must predict the teacher's.
+
+    Use it beside a loss on the logits when the student is deep or thin. Where the two features
+    differ in channels a linear projector is trained with the student (a 1×1 convolution, or a dense
+    layer), where they differ in height and width the student's is resized; neither is exported:
+
+        mean over the feature of loss(t, r(s)), averaged over the batch
+
+    Args:
+        loss: a Keras loss by name, object or function `(t, s)`; or a list or dict of them for a
+            layer with several outputs, `None` leaving one out. Defaults to `"mse"`, which is the
+            paper's squared distance divided by the number of elements.
+        teacher_layer_name: path of the teacher's layer, e.g. `"backbone/block3/relu"`; `None` is
+            the model's output.
+        student_layer_name: path of the student's layer; `None` is the model's output.
+        projector: `"auto"` makes one where shapes differ, `None` makes none (shapes must agree), a
+            `keras.layers.Layer` is copied and used.
+        name: name in the logs. Defaults to `"feature_distillation"`.
+
+    Raises:
+        ValueError: "The shapes of teacher and student differ" where no projector may help,
+            "Features of different rank cannot be matched by a projector", and "FeatureDistillation
+            has no loss left to compute".
+
+    Reference:
+        Romero et al. 2015, equation 3; the regressor r is section 2.2.
+
+    Example:
+
+    ```python
+    import keras_kd as kd
+
+    hint = kd.FeatureDistillation(teacher_layer_name="block3", student_layer_name="block2")
+    print(float(hint.compute_loss([[1.0, 2.0]], [[1.0, 4.0]])))  # 2.0
+    ```
+    """
+
+    space = "features"
+
+    def __init__(
+        self,
+        loss: Any = "mse",
+        teacher_layer_name: str | None = None,
+        student_layer_name: str | None = None,
+        projector: Any = "auto",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
+        )
+        self.loss = loss
+        self.projector = _projector(projector)
+        self._terms = keras.tree.map_structure(_term, loss)
+        if all(term is None for term in keras.tree.flatten(self._terms)):
+            raise checks.bad_value(
+                "FeatureDistillation has no loss left to compute.",
+                given=f"loss={loss!r}",
+                expected="at least one loss that is not None",
+                fix='name a loss, for example loss="mse".',
+            )
+
+    def terms(self) -> Any:
+        """Return the loss of each output of the layer."""
+        return self._terms
+
+    def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer | None:
+        """Return the trained projector from the student's feature to the teacher's."""
+        if self.projector is None or isinstance(teacher_shapes, (list, dict)):
+            return None
+        if self.projector == "auto":
+            layer = projector_for(teacher_shapes, student_shapes)
+        else:
+            layer = Projector(layer=_copy(self.projector), name="projector")
+        return None if layer is None else HintConnector(layer, name=f"{self.name}_connector")
+
+    def _fix_for_shapes(self) -> str:
+        return (
+            'use projector="auto" in kd.Distiller, which trains a projector between them '
+            "(keras.distillation.Distiller trains none)."
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        plain = self.projector is None or isinstance(self.projector, str)
+        return {
+            "loss": keras.tree.map_structure(base.serialize_loss, self.loss),
+            "teacher_layer_name": self.teacher_layer_name,
+            "student_layer_name": self.student_layer_name,
+            "projector": self.projector
+            if plain
+            else keras.saving.serialize_keras_object(self.projector),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> FeatureDistillation:
+        """Make the loss again from `get_config()`."""
+        loss = base.deserialize_losses(config["loss"])
+        projector = base.deserialize_losses(config["projector"])
+        return cls(**{**config, "loss": loss, "projector": projector})
+
+
+def _term(loss: Any) -> Any:
+    if loss is None:
+        return None
+    function = base.resolve_loss(loss)
+    if isinstance(function, str):
+        function = getattr(keras.losses, function)
+    return lambda teacher, student, y=None: _per_position(function(teacher, student), student)
+
+
+def _per_position(values: Tensor, student: Tensor) -> Tensor:
+    """Average over height and width; the axis of a sequence stays, for its mask and weights."""
+    spatial = tuple(range(1, len(values.shape))) if len(student.shape) > 3 else ()
+    return ops.mean(values, axis=spatial) if spatial else values
+
+
+def _projector(projector: Any) -> Any:
+    if projector is None or projector == "auto" or isinstance(projector, keras.layers.Layer):
+        return projector
+    raise checks.bad_value(
+        "`projector` is no layer.",
+        given=f"{projector!r} ({type(projector).__name__})",
+        expected='"auto", None or a keras.layers.Layer',
+        fix='leave it out: projector="auto" makes one where shapes differ.',
+    )
+
+
+def _copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Copy a layer and its weights: one loss object may serve two Distillers."""
+    copy = type(layer).from_config(layer.get_config())
+    if layer.built:
+        copy.build_from_config(layer.get_build_config())
+        copy.set_weights(layer.get_weights())
+    return copy

@@ -1,0 +1,244 @@
+"""Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), and its relatives.
+
+The reverse and Jensen-Shannon forms follow Agarwal et al., "On-Policy Distillation of Language
+Models" (GKD, 2024), equations 1 to 3.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd import checks
+from keras_kd.losses import base
+from keras_kd.losses.base import Tensor
+
+DIRECTIONS = ("forward", "reverse", "jensen_shannon")
+
+
+def kl_divergence(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: float = 1.0,
+    direction: str = "forward",
+    beta: float = 0.5,
+    activation: str = "softmax",
+) -> Tensor:
+    """Return T² · D(t, s) between distributions softened by T, of shape `logits.shape[:-1]`.
+
+    With t and s the softmax (or the sigmoid of each label) of logits/T:
+    forward KL(t‖s); reverse KL(s‖t); Jensen-Shannon β·KL(t‖m) + (1−β)·KL(s‖m), m = β·t + (1−β)·s.
+    """
+    return temperature**2 * sum(
+        _divergence(teacher, student, direction, beta)
+        for teacher, student in zip(
+            base.log_probabilities(teacher_logits / temperature, activation),
+            base.log_probabilities(student_logits / temperature, activation),
+            strict=True,
+        )
+    )
+
+
+def soft_cross_entropy(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: float = 1.0,
+    activation: str = "softmax",
+) -> Tensor:
+    """Return T² · −Σ t·log s between distributions softened by T, of shape `logits.shape[:-1]`."""
+    return -(temperature**2) * sum(
+        ops.sum(ops.exp(teacher) * student, axis=-1)
+        for teacher, student in zip(
+            base.log_probabilities(teacher_logits / temperature, activation),
+            base.log_probabilities(student_logits / temperature, activation),
+            strict=True,
+        )
+    )
+
+
+def _divergence(teacher: Tensor, student: Tensor, direction: str, beta: float) -> Tensor:
+    """Sum p·(log p − log q) over the last axis; the arguments are log-probabilities."""
+    if direction == "forward":
+        return ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+    if direction == "reverse":
+        return ops.sum(ops.exp(student) * (student - teacher), axis=-1)
+    mixture = ops.logaddexp(teacher + ops.log(beta), student + ops.log(1.0 - beta))
+    to_teacher = ops.sum(ops.exp(teacher) * (teacher - mixture), axis=-1)
+    to_student = ops.sum(ops.exp(student) * (student - mixture), axis=-1)
+    return beta * to_teacher + (1.0 - beta) * to_student
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class LogitsDistillation(base.DistillationLoss):
+    """Match the student's softened distribution to the teacher's: the classic distillation loss.
+
+    Use it first: it needs no labels, no layers and no tuning but the temperature. It is computed
+    from log-softmax in float32, so it keeps its gradient where the student is confidently wrong:
+
+        T² · KL(softmax(t/T) ‖ softmax(s/T)), averaged over the batch
+
+    Args:
+        temperature: T > 0. Higher is softer. Defaults to 3.0.
+        loss: `"kl_divergence"` or `"categorical_crossentropy"` (or Keras's objects of these): the
+            softened forms above with T². Any other Keras loss or function `(t, s)` gets logits/T
+            and no T², as in Keras. A list or dict of these, one for each output, with `None` for an
+            output that is left out. Defaults to `"kl_divergence"`.
+        direction: `"forward"` KL(t‖s), `"reverse"` KL(s‖t) or `"jensen_shannon"`.
+        beta: weight of the teacher in the Jensen-Shannon mixture, 0 < β < 1. Defaults to 0.5.
+        activation: `"softmax"`, or `"sigmoid"` for multi-label and binary outputs, where the
+            Bernoulli divergences are summed over the labels. Defaults to `"softmax"`.
+        name: name in the logs. Defaults to `"logits_distillation"`.
+
+    Raises:
+        ValueError: "`temperature` must be positive", "There is no direction …", "`direction`,
+            `beta` and `activation` belong to …", "A softmax over one class is constant".
+
+    Reference:
+        Hinton et al. 2015, section 2 (soft targets and the T² of section 2.1); Agarwal et al. 2024,
+        equation 3, for Jensen-Shannon.
+
+    Example:
+
+    ```python
+    import keras_kd as kd
+
+    loss = kd.LogitsDistillation(temperature=2.0)
+    print(float(loss.compute_loss([[2.0, 0.0]], [[2.0, 0.0]])))  # 0.0
+    ```
+    """
+
+    def __init__(
+        self,
+        temperature: float = 3.0,
+        loss: Any = "kl_divergence",
+        direction: str = "forward",
+        beta: float = 0.5,
+        activation: str = "softmax",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.temperature = checks.positive("temperature", temperature)
+        self.direction = base.option("direction", direction, DIRECTIONS)
+        self.beta = checks.fraction("beta", beta, open_ends=True)
+        self.activation = base.option("activation", activation, base.ACTIVATIONS)
+        self.loss = loss
+        self._terms = keras.tree.map_structure(self._term, loss)
+        if all(term is None for term in keras.tree.flatten(self._terms)):
+            raise checks.bad_value(
+                "LogitsDistillation has no loss left to compute.",
+                given=f"loss={loss!r}",
+                expected="at least one loss that is not None",
+                fix='name a loss for one output, for example loss=["kl_divergence", None].',
+            )
+
+    def terms(self) -> Any:
+        """Return the softened loss of each output."""
+        return self._terms
+
+    def check_shapes(self, teacher: tuple, student: tuple) -> None:
+        """Refuse different class counts, and one class under a softmax."""
+        super().check_shapes(teacher, student)
+        base.refuse_single_class(self, student)
+
+    def _term(self, loss: Any) -> Callable | None:
+        if loss is None:
+            return None
+        function = base.resolve_loss(loss)
+        shape = {"temperature": self.temperature, "activation": self.activation}
+        if function == "kl_divergence":
+            extra = {"direction": self.direction, "beta": self.beta}
+            return _ignore_labels(functools.partial(kl_divergence, **shape, **extra))
+        plain = self.direction == "forward" and self.beta == 0.5
+        if function == "categorical_crossentropy" and plain:
+            return _ignore_labels(functools.partial(soft_cross_entropy, **shape))
+        if not plain or self.activation != "softmax":
+            raise checks.bad_value(
+                "`direction`, `beta` and `activation` belong to the KL divergence, and mean nothing "
+                "with another loss.",
+                given=f"loss={loss!r}, direction={self.direction!r}, beta={self.beta}, "
+                f"activation={self.activation!r}",
+                expected='loss="kl_divergence", or these three at their defaults',
+                fix='use loss="kl_divergence", or leave them out.',
+            )
+        return _ignore_labels(functools.partial(_scaled, function, self.temperature))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {
+            "temperature": self.temperature,
+            "loss": keras.tree.map_structure(base.serialize_loss, self.loss),
+            "direction": self.direction,
+            "beta": self.beta,
+            "activation": self.activation,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LogitsDistillation:
+        """Make the loss again from `get_config()`."""
+        return cls(**{**config, "loss": base.deserialize_losses(config["loss"])})
+
+
+def _scaled(function: Callable, temperature: float, teacher: Tensor, student: Tensor) -> Tensor:
+    return function(teacher / temperature, student / temperature)
+
+
+def _ignore_labels(function: Callable) -> Callable:
+    return lambda teacher, student, y=None: function(teacher, student)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class SoftCrossEntropy(base.DistillationLoss):
+    """Cross-entropy of the student under the teacher's softened distribution.
+
+    Its gradient is that of the KL divergence; its value also holds the teacher's entropy, so it
+    does not reach 0. With `LogitsDistillation(direction="reverse")` it makes the objective
+    λ·KL(Pₛ‖Pₜ) + CE(Pₛ, Q):
+
+        T² · −Σ softmax(t/T)·log softmax(s/T), averaged over the batch
+
+    Args:
+        temperature: T > 0. Defaults to 1.0.
+        activation: `"softmax"`, or `"sigmoid"` for multi-label and binary outputs, summed over
+            the labels. Defaults to `"softmax"`.
+        name: name in the logs. Defaults to `"soft_cross_entropy"`.
+
+    Raises:
+        ValueError: "`temperature` must be positive", "A softmax over one class is constant".
+
+    Reference:
+        Hinton et al. 2015, section 2.
+
+    Example:
+
+    ```python
+    import keras_kd as kd
+
+    loss = kd.losses.SoftCrossEntropy(temperature=1.0)
+    print(float(loss.compute_loss([[0.0, 0.0]], [[0.0, 0.0]])))  # log 2 = 0.693…
+    ```
+    """
+
+    def __init__(
+        self, temperature: float = 1.0, activation: str = "softmax", name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
+        self.temperature = checks.positive("temperature", temperature)
+        self.activation = base.option("activation", activation, base.ACTIVATIONS)
+
+    def per_example(self, teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
+        """Return the softened cross-entropy of each example or position."""
+        return soft_cross_entropy(teacher, student, self.temperature, self.activation)
+
+    def check_shapes(self, teacher: tuple, student: tuple) -> None:
+        """Refuse different class counts, and one class under a softmax."""
+        super().check_shapes(teacher, student)
+        base.refuse_single_class(self, student)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {"temperature": self.temperature, "activation": self.activation, "name": self.name}

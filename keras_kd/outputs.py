@@ -1,0 +1,205 @@
+"""What a model's output is (logits, probabilities or values), and the way back to log space.
+
+A softmax over probabilities is the commonest silent mistake of distillation. Here an output is
+recognised by the last activation where it can be read, and by the values of a first batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd import checks
+
+TINY = float(np.finfo("float32").tiny)
+KINDS = ("auto", "logits", "probabilities", "values")
+ACTIVATIONS = ("softmax", "sigmoid")
+_PASSING = ("Activation", "Dropout", "Identity", "Flatten", "Reshape")
+
+
+class OutputReader:
+    """Bring the outputs of one model to log space.
+
+    Until it has seen a batch it goes by what was stated and by the last activation; `learn` looks
+    at the values and decides.
+
+    Args:
+        model: the `keras.Model` whose outputs are read.
+        who: what to call the model in an error, such as `"teacher 'resnet'"`.
+        stated: `"auto"`, `"logits"`, `"probabilities"` or `"values"`, or a structure of them.
+        activation: `"softmax"` or `"sigmoid"`, for stated probabilities.
+        fix: the line of an error that says how to state what the outputs are.
+    """
+
+    def __init__(
+        self, model: keras.Model, who: str, stated: Any, activation: str, fix: str
+    ) -> None:
+        self.model = model
+        self.who = who
+        self.stated = stated
+        self.activation = activation
+        self.fix = fix
+        self.kinds: list[str] | None = None
+        self._marked: list[bool] = []
+
+    def __call__(self, raw: Any) -> Any:
+        """Return the outputs as float32 logits (values stay values)."""
+        flat = keras.tree.flatten(raw)
+        self._marked = [getattr(leaf, "_keras_logits", None) is not None for leaf in flat]
+        kinds = self.kinds or [
+            self._presume(*known) for known in zip(*self._known(len(flat)), strict=True)
+        ]
+        logits = [to_log_space(leaf, kind) for leaf, kind in zip(flat, kinds, strict=True)]
+        return keras.tree.pack_sequence_as(raw, logits)
+
+    def learn(self, raw: Any) -> None:
+        """Decide from a first batch's values what each output is; refuse NaN.
+
+        Raises:
+            ValueError: "… is not finite", "… holds no probabilities", "… may be probabilities or
+                logits" where nothing tells.
+        """
+        leaves = keras.tree.flatten(raw)
+        known = zip(*self._known(len(leaves)), strict=True)
+        self.kinds = [
+            self._decide(f"Output {index} of {self.who}", as_numbers(leaf), index, *pair)
+            for index, (leaf, pair) in enumerate(zip(leaves, known, strict=True))
+        ]
+
+    def _known(self, count: int) -> tuple[list[str], list[str | None]]:
+        stated = keras.tree.flatten(self.stated)
+        stated = stated * count if len(stated) == 1 else stated
+        if len(stated) != count:
+            raise checks.bad_value(
+                f"{self.who} has another number of outputs than was stated.",
+                given=f"outputs={self.stated!r} for {count} outputs",
+                expected="one word for all, or one for each output",
+                fix=self.fix,
+            )
+        last = last_activations(self.model)
+        return stated, last if len(last) == count else [None] * count
+
+    def _presume(self, stated: str, last: str | None) -> str:
+        if stated == "probabilities":
+            return last if last in ACTIVATIONS else self.activation
+        return last if stated == "auto" and last in ACTIVATIONS else "logits"
+
+    def _decide(
+        self, where: str, values: np.ndarray, index: int, stated: str, last: str | None
+    ) -> str:
+        refuse_not_finite(where, values)
+        kind = self._presume(stated, last)
+        if stated == "probabilities" and not _are_probabilities(values, kind):
+            raise checks.bad_value(
+                f"{where} holds no probabilities, though they were stated.",
+                given=f"values from {values.min():.3g} to {values.max():.3g}",
+                expected=f"{kind} probabilities",
+                fix=self.fix,
+            )
+        if stated != "auto" or last in ACTIVATIONS:
+            return kind
+        if values.shape[-1] > 1 and is_distribution(values):
+            return "softmax"
+        if self._marked and self._marked[index]:
+            return "sigmoid"
+        inside = values.size >= 8 and 0.0 <= values.min() < values.max() <= 1.0
+        if inside and last is None:
+            raise checks.bad_value(
+                f"{where} may be probabilities or logits: all its values lie between 0 and 1.",
+                given=f"values from {values.min():.3g} to {values.max():.3g}, no last activation",
+                expected="a statement of what they are",
+                fix=self.fix,
+            )
+        return "logits"
+
+
+def as_numbers(tensor: Any) -> np.ndarray:
+    """Return a tensor of any float type as float32 numbers."""
+    return np.asarray(ops.convert_to_numpy(ops.cast(tensor, "float32")))
+
+
+def refuse_not_finite(where: str, values: np.ndarray) -> None:
+    """Refuse NaN and infinity, which would spread to every weight of the student."""
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise checks.bad_value(
+            f"{where} is not finite on the first batch.",
+            given=f"{bad} of {values.size} values are NaN or infinite",
+            expected="finite numbers",
+            fix="check the model's weights and the scaling of its input (kd.Teacher(preprocess=…)).",
+        )
+
+
+def _are_probabilities(values: np.ndarray, kind: str) -> bool:
+    if kind == "softmax":
+        return is_distribution(values)
+    return bool(values.size == 0 or (values.min() >= 0.0 and values.max() <= 1.0))
+
+
+def last_activations(model: keras.Model) -> list[str | None]:
+    """Read the last activation of each (flattened) output of a model.
+
+    Returns:
+        For each output `"softmax"`, `"sigmoid"`, `"linear"` (a layer that has an activation, and it
+        is another one), or `None` where it cannot be read, as in a subclassed model.
+    """
+    outputs = getattr(model, "outputs", None)
+    return [_last_activation(output) for output in outputs] if outputs else [None]
+
+
+def _last_activation(tensor: Any) -> str | None:
+    history = getattr(tensor, "_keras_history", None)
+    if history is None:
+        return None
+    operation, _, index = history
+    inner = getattr(operation, "outputs", None)
+    if inner and isinstance(operation, keras.Model):
+        return _last_activation(inner[index])
+    kind = type(operation).__name__
+    if kind in ("Softmax", "Sigmoid"):
+        return kind.lower()
+    activation = getattr(operation, "activation", None)
+    if activation is keras.activations.softmax:
+        return "softmax"
+    if activation is keras.activations.sigmoid:
+        return "sigmoid"
+    if kind in _PASSING and activation in (None, keras.activations.linear):
+        source = operation.input if len(operation._inbound_nodes) == 1 else None
+        return None if source is None or keras.tree.is_nested(source) else _last_activation(source)
+    return None if activation is None else "linear"
+
+
+def is_distribution(values: np.ndarray) -> bool:
+    """Say whether every row is a probability distribution, within half precision."""
+    if values.size == 0 or values.min() < 0.0 or values.max() > 1.0 + 1e-3:
+        return False
+    return bool(np.allclose(values.sum(-1), 1.0, atol=5e-3))
+
+
+def to_log_space(output: Any, kind: str) -> Any:
+    """Turn one output into float32 logits: log p for a softmax, log p/(1−p) for a sigmoid.
+
+    The logits that the activation started from are taken where Keras left them on the tensor, so
+    that nothing is lost to rounding; otherwise probabilities are kept away from 0 and 1.
+    """
+    if kind not in ("softmax", "sigmoid"):
+        return keep_mask(output, ops.cast(output, "float32"))
+    logits = getattr(output, "_keras_logits", None)
+    if logits is not None:
+        return keep_mask(output, ops.cast(logits, "float32"))
+    p = ops.cast(output, "float32")
+    if kind == "softmax":
+        return keep_mask(output, ops.log(ops.maximum(p, TINY)))
+    log_p, log_q = ops.log(ops.maximum(p, TINY)), ops.log(ops.maximum(1.0 - p, 2.0**-25))
+    return keep_mask(output, log_p - log_q)
+
+
+def keep_mask(old: Any, new: Any) -> Any:
+    """Let a tensor that was made from another one carry its Keras mask."""
+    mask = getattr(old, "_keras_mask", None)
+    if mask is not None and new is not old:
+        new._keras_mask = mask
+    return new

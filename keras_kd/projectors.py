@@ -1,0 +1,121 @@
+"""Layers that make a student's feature fit a teacher's: channels by a linear map, extent by resizing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_kd import checks
+
+Shape = tuple[int | None, ...]
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Projector(keras.layers.Layer):
+    """Map a student feature onto the shape of a teacher feature (the regressor of FitNets).
+
+    Channels that differ are mapped by a 1×1 convolution (maps) or a dense layer (vectors,
+    sequences), which is one and the same linear map of the last axis; height, width or length that
+    differ are resized bilinearly first. It computes in float32 whatever the policy.
+
+    Args:
+        channels: number of channels of the teacher's feature, or `None` to leave them.
+        size: `(height, width)` or `(length,)` of the teacher's feature, or `None` to leave it.
+        layer: a layer of your own in the place of the linear map, or `None`.
+
+    Example:
+
+    ```python
+    import keras
+    from keras_kd.projectors import Projector
+
+    project = Projector(channels=16, size=(8, 8))
+    print(project(keras.ops.ones((2, 4, 4, 3))).shape)  # (2, 8, 8, 16)
+    ```
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        size: tuple[int, ...] | None = None,
+        layer: keras.layers.Layer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.size = tuple(size) if size else None
+        self.layer = layer
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        """Create the linear map, unless the user brought a layer."""
+        if self.layer is None and self.channels is not None:
+            self.layer = keras.layers.Dense(self.channels, name="linear", dtype="float32")
+        if self.layer is not None and not self.layer.built:
+            self.layer.build(self._resized_shape(tuple(input_shape)))
+
+    def call(self, features: Any) -> Any:
+        """Resize, then map the channels."""
+        features = self._resize(features)
+        return features if self.layer is None else self.layer(features)
+
+    def _resize(self, features: Any) -> Any:
+        if self.size is None:
+            return features
+        if len(self.size) == 1:
+            stretched = keras.ops.image.resize(
+                keras.ops.expand_dims(features, 2), (*self.size, 1), data_format="channels_last"
+            )
+            return keras.ops.squeeze(stretched, 2)
+        return keras.ops.image.resize(features, self.size, data_format="channels_last")
+
+    def _resized_shape(self, shape: Shape) -> Shape:
+        return shape if self.size is None else (shape[0], *self.size, shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs; the linear map is made again by `build`."""
+        own = self.layer if self.channels is None else None
+        layer = None if own is None else keras.saving.serialize_keras_object(own)
+        return {**super().get_config(), "channels": self.channels, "size": self.size, "layer": layer}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Projector:
+        """Make the layer again from `get_config()`."""
+        layer = config.pop("layer", None)
+        own = None if layer is None else keras.saving.deserialize_keras_object(layer)
+        return cls(layer=own, **config)
+
+
+def projector_for(teacher: Shape, student: Shape) -> Projector | None:
+    """Make the projector from a student feature to a teacher feature; `None` where they fit.
+
+    Args:
+        teacher: shape of the teacher's feature, batch first, channels last.
+        student: shape of the student's feature.
+
+    Raises:
+        ValueError: "Features of different rank cannot be matched …".
+    """
+    if len(teacher) != len(student):
+        raise checks.bad_value(
+            "Features of different rank cannot be matched by a projector.",
+            given=f"teacher {teacher}, student {student}",
+            expected="the same number of axes",
+            fix="tap layers of the same kind, or pass `projector=` a layer that maps one to the other.",
+        )
+    extents = list(zip(teacher[1:-1], student[1:-1], strict=True))
+    differ = any(None not in pair and pair[0] != pair[1] for pair in extents)
+    if differ and not (1 <= len(extents) <= 2 and None not in teacher[1:-1]):
+        raise checks.bad_value(
+            "These features differ in an extent that cannot be resized.",
+            given=f"teacher {teacher}, student {student}",
+            expected="(batch, length, channels) or (batch, height, width, channels)",
+            fix="tap layers of the same extent, or pass `projector=` a layer of your own.",
+        )
+    channels = teacher[-1] if teacher[-1] != student[-1] else None
+    size = tuple(int(extent) for extent in teacher[1:-1] if extent) if differ else None
+    if channels is None and size is None:
+        return None
+    return Projector(channels, size, name="projector")

@@ -1,0 +1,358 @@
+"""Teachers: a batch goes in, outputs in log space come out. They are never trained, changed or saved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd import checks
+from keras_kd.outputs import ACTIVATIONS, KINDS, OutputReader
+from keras_kd.taps import TappedModel
+
+
+class Teacher:
+    """A trained model, with what must be known to learn from it.
+
+    `kd.Distiller(teacher=model, …)` makes one by itself; make it yourself to say what the model's
+    outputs are, or to give it its own scaling or resolution. The model stays as it is: it is called
+    with `training=False`, and neither trained nor saved.
+
+    Args:
+        model: a `keras.Model`.
+        outputs: `"logits"`, `"probabilities"` (turned back to log space), `"values"` (regression)
+            or `"auto"`, which looks at the last activation and at the first batch's values, once
+            for each attached teacher. A list or dict of these for several outputs.
+        activation: `"softmax"` or `"sigmoid"`: what belongs between the logits and probabilities.
+        preprocess: function `x -> x` from the student's input to the teacher's, or `None`.
+
+    Raises:
+        ValueError: "The teacher is no model", "There is no kind of outputs …".
+
+    Example:
+
+    ```python
+    import keras
+    import keras_kd as kd
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    teacher = kd.Teacher(model, preprocess=lambda x: x / 255.0)
+    print(teacher(keras.ops.ones((2, 4))).shape)  # log-probabilities, (2, 3)
+    ```
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        outputs: Any = "auto",
+        activation: str = "softmax",
+        preprocess: Callable[[Any], Any] | None = None,
+    ) -> None:
+        if not isinstance(model, keras.Model):
+            raise no_model("teacher", model)
+        for kind in keras.tree.flatten(outputs):
+            if kind not in KINDS:
+                raise checks.unknown_name("kind of outputs", kind, KINDS)
+        _check_activation(activation)
+        if preprocess is not None and not callable(preprocess):
+            raise checks.bad_type(
+                "`preprocess` must be a function.",
+                given=f"{preprocess!r} ({type(preprocess).__name__})",
+                expected="a function x -> x, or None",
+                fix="pass a function, for example preprocess=lambda x: x / 255.0.",
+            )
+        self.model = model
+        self.outputs = outputs
+        self.activation = activation
+        self.preprocess = preprocess
+
+    @property
+    def models(self) -> list[keras.Model]:
+        """The Keras models inside: one."""
+        return [self.model]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    def attach(self, paths: Iterable[str] = ()) -> AttachedTeacher:
+        """Make the form that a Distiller calls: with taps, and one look at the first batch."""
+        return AttachedTeacher(self, paths)
+
+    def __call__(self, inputs: Any) -> Any:
+        """Return outputs in log space for one batch, having looked at its values."""
+        attached = self.attach()
+        attached.learn(attached(inputs).raw)
+        return attached(inputs).outputs
+
+    def fingerprint(self) -> str:
+        """Return a hash of the layers and weights, the same in every process."""
+        return fingerprint(self.models)
+
+
+class EnsembleTeacher(Teacher):
+    """Several teachers as one: the mean of what they think, in probability space.
+
+    `kd.Distiller(teacher=[a, b], …)` makes one with equal weights. The temperature is applied to
+    the combined distribution, afterwards:
+
+        log Σ wₖ·softmax(zₖ), or the logit of Σ wₖ·sigmoid(zₖ), or Σ wₖ·valuesₖ
+
+    Args:
+        members: `keras.Model`s or `kd.Teacher`s of the same outputs.
+        weights: one weight ≥ 0 for each, normalised to sum 1. Defaults to equal weights.
+        activation: `"softmax"` or `"sigmoid"`, as in `kd.Teacher`.
+
+    Raises:
+        ValueError: "An ensemble needs members", "… weights for … teachers".
+
+    Reference:
+        Hinton et al. 2015, section 3 (distilling an ensemble).
+
+    Example:
+
+    ```python
+    import keras
+    import keras_kd as kd
+
+    models = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in range(2)]
+    teacher = kd.EnsembleTeacher(models, weights=[0.7, 0.3])
+    print(teacher(keras.ops.ones((2, 4))).shape)  # (2, 3)
+    ```
+    """
+
+    def __init__(
+        self,
+        members: Sequence[keras.Model | Teacher],
+        *,
+        weights: Sequence[float] | None = None,
+        activation: str = "softmax",
+    ) -> None:
+        if not members:
+            raise checks.bad_value(
+                "An ensemble needs members.",
+                given="no teachers",
+                expected="one keras.Model or more",
+                fix="pass a list of trained models.",
+            )
+        self.members = [
+            member if isinstance(member, Teacher) else Teacher(member, activation=activation)
+            for member in members
+        ]
+        given = [1.0] * len(self.members) if weights is None else list(weights)
+        if len(given) != len(self.members) or min(given) < 0 or sum(given) <= 0:
+            raise checks.bad_value(
+                f"{len(given)} weights for {len(self.members)} teachers do not fit.",
+                given=given,
+                expected="one weight >= 0 for each teacher, not all 0",
+                fix=f"pass {len(self.members)} weights.",
+            )
+        self.weights = [checks.number("weights", weight) / sum(given) for weight in given]
+        _check_activation(activation)
+        self.activation = activation
+
+    @property
+    def models(self) -> list[keras.Model]:
+        """The Keras models inside, in order."""
+        return [model for member in self.members for model in member.models]
+
+    @property
+    def name(self) -> str:
+        """The members' names, joined."""
+        return "+".join(member.name for member in self.members)
+
+    def attach(self, paths: Iterable[str] = ()) -> AttachedEnsemble:
+        """Make the form that a Distiller calls; an ensemble has no intermediates of its own."""
+        paths = list(paths)
+        if paths:
+            raise checks.bad_value(
+                "An ensemble has no layer to learn features from.",
+                given=f"teacher_layer_name={paths[0]!r} and {len(self.members)} teachers",
+                expected="a single teacher for feature losses",
+                fix="use one keras.Model as the teacher, or losses on the logits only.",
+            )
+        return AttachedEnsemble(self)
+
+
+class AbsentTeacher:
+    """The memory of a teacher: what a saved Distiller keeps of it."""
+
+    def __init__(self, name: str, fingerprint: str) -> None:
+        self.name = name
+        self._fingerprint = fingerprint
+
+    models: tuple[keras.Model, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the teacher that was."""
+        return self._fingerprint
+
+    def attach(self, paths: Iterable[str] = ()) -> AttachedTeacher:
+        """Say that the teacher must be attached again."""
+        raise checks.bad_value(
+            "This Distiller was loaded without its teacher.",
+            given=f"a memory of {self.name!r}, fingerprint {self._fingerprint[:12]}",
+            expected="the teacher itself, to train on",
+            fix="call distiller.attach_teacher(model), or kd.load_distiller(path, teacher=model).",
+        )
+
+
+class Answer:
+    """What a teacher answers to one batch.
+
+    Attributes:
+        outputs: the outputs in log space, float32: what losses on logits learn from.
+        own: the outputs as the model gives them: what losses on features learn from.
+        features: the tapped intermediates by path.
+        raw: the outputs of each model inside, for a look at their values.
+    """
+
+    def __init__(self, outputs: Any, own: Any, features: dict[str, Any], raw: list) -> None:
+        self.outputs = outputs
+        self.own = own
+        self.features = features
+        self.raw = raw
+
+
+class AttachedTeacher:
+    """One teacher as one Distiller uses it: its taps, and what its outputs turned out to be."""
+
+    def __init__(self, teacher: Teacher, paths: Iterable[str] = ()) -> None:
+        self.preprocess = teacher.preprocess
+        self.tapped = TappedModel(teacher.model, paths)
+        self.reader = OutputReader(
+            teacher.model,
+            who=f"teacher {teacher.name!r}",
+            stated=teacher.outputs,
+            activation=teacher.activation,
+            fix='say what it is: kd.Teacher(model, outputs="logits"), "probabilities" (with '
+            'activation="softmax" or "sigmoid") or "values".',
+        )
+
+    def __call__(self, inputs: Any) -> Answer:
+        """Ask the teacher; it may be traced."""
+        if self.preprocess is not None:
+            inputs = self.preprocess(inputs)
+        own, features = self.tapped(inputs, training=False)
+        return Answer(self.reader(own), own, features, [own])
+
+    def learn(self, raw: list) -> None:
+        """Look at a first batch's raw outputs, once: refuse NaN, find out what they are."""
+        self.reader.learn(raw[0])
+
+    @property
+    def kinds(self) -> list[str] | None:
+        """What each output turned out to be, once a batch has been seen."""
+        return self.reader.kinds
+
+
+class AttachedEnsemble:
+    """Several attached teachers as one."""
+
+    def __init__(self, ensemble: EnsembleTeacher) -> None:
+        self.members = [AttachedTeacher(member) for member in ensemble.members]
+        self.values = [_is_values(member) for member in ensemble.members]
+        self.weights = ensemble.weights
+        self.activation = ensemble.activation
+
+    def __call__(self, inputs: Any) -> Answer:
+        """Ask every member and combine what they answer."""
+        answers = [member(inputs) for member in self.members]
+        combined = keras.tree.map_structure(self._combine, *[a.outputs for a in answers])
+        return Answer(combined, combined, {}, [answer.own for answer in answers])
+
+    def learn(self, raw: list) -> None:
+        """Look at a first batch's raw outputs of each member."""
+        for member, own in zip(self.members, raw, strict=True):
+            member.learn([own])
+        if not all(self.values) and self.activation == "softmax":
+            for leaf in keras.tree.flatten(raw[0]):
+                _refuse_single_class(tuple(leaf.shape))
+
+    @property
+    def kinds(self) -> list[str] | None:
+        """What each output of the first member turned out to be."""
+        return self.members[0].kinds
+
+    def _combine(self, *logits: Any) -> Any:
+        if all(self.values):
+            return sum(w * z for w, z in zip(self.weights, logits, strict=True))
+        if self.activation == "softmax":
+            return _log_mean([ops.log_softmax(z, axis=-1) for z in logits], self.weights)
+        log_p = _log_mean([ops.log_sigmoid(z) for z in logits], self.weights)
+        log_q = _log_mean([ops.log_sigmoid(-z) for z in logits], self.weights)
+        return log_p - log_q
+
+
+def as_teacher(teacher: Any) -> Any:
+    """Take what `kd.Distiller(teacher=…)` takes, and return a teacher.
+
+    Raises:
+        ValueError: "The teacher is no model".
+    """
+    if isinstance(teacher, (Teacher, AbsentTeacher)):
+        return teacher
+    if isinstance(teacher, keras.Model):
+        return Teacher(teacher)
+    if isinstance(teacher, (list, tuple)):
+        return EnsembleTeacher(teacher)
+    raise no_model("teacher", teacher)
+
+
+def no_model(role: str, given: Any) -> ValueError:
+    """Make the error for a teacher or student that is no model."""
+    also = ", a list of them or a kd.Teacher" if role == "teacher" else ""
+    return checks.bad_value(
+        f"The {role} is no model.",
+        given=f"{given!r:.80} ({type(given).__name__})",
+        expected=f"a keras.Model{also}",
+        fix="load it first: keras.models.load_model(path).",
+    )
+
+
+def fingerprint(models: Iterable[keras.Model]) -> str:
+    """Hash the kinds of layers and every weight of some models, the same in every process.
+
+    Names are left out, since Keras numbers them by the process. Unbuilt models have no weights
+    yet, and are told apart by their layers only.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for model in models:
+        layers = [model, *model._flatten_layers(include_self=False)]
+        digest.update("/".join(type(layer).__name__ for layer in layers).encode())
+        for variable in model.weights:
+            digest.update(f"{tuple(variable.shape)}{variable.dtype}".encode())
+            digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable)).data)
+    return digest.hexdigest()
+
+
+def _check_activation(activation: Any) -> None:
+    if activation not in ACTIVATIONS:
+        raise checks.unknown_name("activation", activation, ACTIVATIONS)
+
+
+def _is_values(member: Teacher) -> bool:
+    return set(keras.tree.flatten(member.outputs)) == {"values"}
+
+
+def _log_mean(logs: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Return log Σ wₖ·exp(logₖ) without leaving log space."""
+    weighted = [z + float(np.log(w)) for z, w in zip(logs, weights, strict=True) if w > 0]
+    return ops.logsumexp(ops.stack(weighted), axis=0)
+
+
+def _refuse_single_class(shape: tuple) -> None:
+    if shape[-1] == 1:
+        raise checks.bad_value(
+            "The mean of softmaxes over one class is constant and teaches nothing.",
+            given=f"teachers with outputs of shape {shape}",
+            expected="two or more classes, a sigmoid, or values",
+            fix='use kd.EnsembleTeacher(models, activation="sigmoid"), or members that are '
+            'kd.Teacher(model, outputs="values").',
+        )
