@@ -1,0 +1,17 @@
+"""Named data sets, held in memory, in train, validation and test splits.
+
+digits               scikit-learn's 8x8 handwritten digits (1,797), nothing to download
+mnist1d              MNIST-1D (Greydanus and Kobak 2024), generated: pip install mnist1d
+tfds:NAME[:CONFIG]   TensorFlow Datasets, for example tfds:mnist
+npz:FILE             your own arrays x_train, y_train, x_test, y_test in one file
+idx:FOLDER           the four files of the MNIST family, .gz or not
+"""
+
+from __future__ import annotations
+
+from keras_kd.data.arrays import Arrays
+from keras_kd.data.loading import load
+from keras_kd.data.preparing import prepare_tfds
+from keras_kd.data.splits import Dataset, Split
+
+__all__ = ["Arrays", "Dataset", "Split", "load", "prepare_tfds"]

@@ -1,0 +1,120 @@
+"""From arrays to a `tf.data.Dataset` of batches that comes out the same for the same seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_kd import checks
+from keras_kd.data.arrays import Arrays, whole
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Transform = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def batches(
+    x: Arrays,
+    y: Arrays,
+    size: int,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None,
+    repeat: bool,
+    transform: Transform | None,
+    drop_remainder: bool,
+) -> tf.data.Dataset:
+    """Do the work of `Split.batches`: shuffle row numbers, gather, transform, prefetch."""
+    _check(size, batch_size, shuffle_seed, transform, drop_remainder)
+    import tensorflow as tf
+
+    passes = tf.data.Dataset.from_generator(
+        _passes(size, shuffle_seed, repeat),
+        output_signature=(tf.TensorSpec((size,), tf.int64), tf.TensorSpec((), tf.int64)),
+    )
+    with tf.device("CPU:0"):
+        tensors = tf.nest.map_structure(tf.constant, (x, y))
+
+    def rows_of(order: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
+        rows = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder)
+        return rows.enumerate().map(lambda number, row: (row, tf.stack([seed, number])))
+
+    def batch_of(rows: tf.Tensor, seed: tf.Tensor) -> Any:
+        inputs, targets = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
+        return (inputs, targets) if transform is None else transform(inputs, targets, seed)
+
+    stream = passes.flat_map(rows_of).map(batch_of, tf.data.AUTOTUNE, deterministic=True)
+    _check_pair(stream.element_spec)
+    steps = size // batch_size if drop_remainder else -(-size // batch_size)
+    count = tf.data.INFINITE_CARDINALITY if repeat else steps
+    return stream.apply(tf.data.experimental.assert_cardinality(count)).prefetch(tf.data.AUTOTUNE)
+
+
+def _passes(
+    size: int, seed: int | None, repeat: bool
+) -> Callable[[], Iterator[tuple[np.ndarray, int]]]:
+    """Make the generator function of passes: the order of the rows and the transform's seed.
+
+    It draws raw bits of PCG64, whose stream NumPy keeps for good; the shuffles of its
+    `Generator`, and TensorFlow's (which mix in the global seed), promise less.
+    """
+    iterations = itertools.count()
+
+    def generate() -> Iterator[tuple[np.ndarray, int]]:
+        iteration = next(iterations)
+        for number in itertools.count() if repeat else range(1):
+            bits = np.random.PCG64([seed or 0, iteration, number])
+            transform_seed = int(bits.random_raw()) >> 1
+            order = np.arange(size)
+            if seed is not None:
+                order = np.argsort(bits.random_raw(size), kind="stable")
+            yield order, transform_seed
+
+    return generate
+
+
+def _check(
+    size: int,
+    batch_size: int,
+    shuffle_seed: int | None,
+    transform: Transform | None,
+    drop_remainder: bool,
+) -> None:
+    whole("batch_size", batch_size, at_least=1)
+    if shuffle_seed is not None:
+        whole("shuffle_seed", shuffle_seed, at_least=0)
+    if transform is not None and not callable(transform):
+        raise checks.bad_type(
+            "`transform` must be a function.",
+            given=repr(transform),
+            expected="a function (x_batch, y_batch, seed) -> (x_batch, y_batch), or None",
+            fix="pass the function itself, for example transform=my_transform.",
+        )
+    if size == 0:
+        raise checks.bad_value(
+            "The split is empty: there is no batch to give.",
+            given="0 examples",
+            expected="at least one example",
+            fix="load the data with validation > 0, or leave this split out.",
+        )
+    if drop_remainder and size < batch_size:
+        raise checks.bad_value(
+            "Not one batch would be left with `drop_remainder=True`.",
+            given=f"batch_size={batch_size} and {size} examples",
+            expected="batch_size <= the number of examples",
+            fix=f"pass batch_size={size} or less, or drop_remainder=False.",
+        )
+
+
+def _check_pair(spec: object) -> None:
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise checks.bad_type(
+            "`transform` must return a pair.",
+            given=f"a result of {spec}",
+            expected="a tuple (x_batch, y_batch)",
+            fix="end the function with `return x, y`.",
+        )
