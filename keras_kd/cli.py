@@ -40,7 +40,9 @@ app = cyclopts.App(
     help="Distil a big Keras model into a small one, compare both honestly, ship the small one.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main() says how to go on
 )
+app.meta.suppress_keyboard_interrupt = False
 
 
 @app.command(name="list")
@@ -273,7 +275,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         _fail(said, debug)
     except (ValueError, TypeError) as error:
-        _fail(str(error), debug)
+        _fail(_in_three_parts(error, words), debug)
+    except OSError as error:
+        said = checks.message(
+            "The system refused to read or write.",
+            given=str(error),
+            expected="files that this user may read, and a disk with room",
+            fix="mend that and start the same command again; no half-written run is left.",
+        )
+        _fail(said, debug)
     except KeyboardInterrupt:
         print(
             "\nStopped. No half-written run is left. A trained teacher is kept: the same command "
@@ -293,6 +303,7 @@ def _quiet() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+    tf.get_logger().setLevel("ERROR")
 
 
 def _print_plan(title: str, plan: dict[str, Any]) -> None:
@@ -332,6 +343,18 @@ def _named_source(text: str) -> tuple[str, str]:
             fix=f"write, for example, --student small={text}.",
         )
     return name, source
+
+
+def _in_three_parts(error: ValueError | TypeError, words: Sequence[str]) -> str:
+    """Return an error's words, laid out for a person where they come from elsewhere."""
+    if "\n  fix:" in str(error):
+        return str(error)
+    return checks.message(
+        " ".join(str(error).split()) or type(error).__name__,
+        given=" ".join(["keras-kd", *words]),
+        expected="models and data that Keras can train",
+        fix="add --debug to see where in the program this arose.",
+    )
 
 
 def _fail(words: str, debug: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,6 +143,8 @@ def distill(
     Raises:
         ValueError: for models, data or settings that do not fit each other, before training.
     """
+    from keras_kd.teachers import fingerprint
+
     progress = progress or Progress()
     plans.check_settings(
         seeds=seeds,
@@ -176,9 +179,13 @@ def distill(
         seeds=seeds,
     )
     lessons.check(teacher_model, "teacher", dataset)
-    about = {"source": teacher, "fingerprint": records.model_fingerprint(teacher_model)}
+    about = {"source": teacher, "fingerprint": fingerprint([teacher_model])}
     with records.whole(path) as folder, progress:
         progress.begin(stages(plan))
+        if student.endswith(".keras") and len(seeds) > 1:
+            progress.say(
+                "Every seed starts from the student file's weights, in its own data order."
+            )
         tell(plan, teacher_model, about, dataset, folder, progress, recipe=None, command=command)
     return path
 
@@ -218,7 +225,7 @@ def tell(
         split: measure(teacher, students, getattr(dataset, split))
         for split in ("validation", "test")
     }
-    chosen = choose(plan.seeds, students)
+    chosen = choose(plan.seeds, students, rows["validation"])
     best = students[chosen["student"]].model
     best.save(folder / "student.keras")
     exports = ship(best, dataset, folder, progress)
@@ -288,32 +295,35 @@ def measure(
     from keras_kd.evaluation import compare
 
     models = {name: trained.model for name, trained in students.items()}
-    return compare(teacher=teacher, students=models, data=split.batches(errands.BATCH)).to_dict()
+    return compare(teacher=teacher, students=models, data=split.batches(errands.BATCH)).rows
 
 
-def choose(seeds: Sequence[int], students: Mapping[str, lessons.Trained]) -> dict[str, Any]:
-    """Choose the distilled student to export by its last validation metric.
+def choose(
+    seeds: Sequence[int],
+    students: Mapping[str, lessons.Trained],
+    rows: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """Choose the distilled student to export, by the validation split.
 
     Args:
         seeds: the seeds, in order; the first of equals is taken.
         students: name -> trained student, with its history.
+        rows: name -> metric -> number, measured on the validation split.
 
     Returns:
         The student's name, its seed, and by which number it was chosen. Accuracy decides where
-        it is measured (the mean over outputs), else the validation loss.
+        it is measured (the mean over outputs), else the last validation loss.
     """
     names = {f"distilled-seed{seed}": seed for seed in seeds}
-
-    def last(name: str, ending: str) -> list[float]:
-        history = students[name].history
-        return [v[-1] for k, v in history.items() if k.startswith("val_") and k.endswith(ending)]
-
-    accuracies = {name: last(name, "accuracy") for name in names}
+    accuracies = {
+        name: [value for key, value in rows[name].items() if key.endswith("accuracy")]
+        for name in names
+    }
     if all(accuracies.values()):
-        scores = {name: sum(found) / len(found) for name, found in accuracies.items()}
+        scores = {name: statistics.fmean(found) for name, found in accuracies.items()}
         by, best = "highest validation accuracy", max(scores, key=scores.__getitem__)
     else:
-        scores = {name: last(name, "val_loss")[0] for name in names}
+        scores = {name: students[name].history["val_loss"][-1] for name in names}
         by, best = "lowest validation loss", min(scores, key=scores.__getitem__)
     return {"student": best, "seed": names[best], "by": by, "value": scores[best]}
 

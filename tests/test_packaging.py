@@ -100,6 +100,10 @@ def test_runs_are_not_tracked_and_the_folder_is(tmp_path):
 
 
 def test_import_loads_neither_tensorflow_nor_keras():
-    program = "import sys, keras_kd; print([m for m in ('tensorflow', 'keras') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    program = (
+        "import sys, keras_kd; print([m for m in ('tensorflow', 'keras') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

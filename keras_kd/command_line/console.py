@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "accuracy": ("accuracy %", 100.0, 2),
+    "binary_accuracy": ("accuracy %", 100.0, 2),
+    "mse": ("squared error", 1.0, 4),
     "agreement": ("agrees with teacher %", 100.0, 2),
-    "kl": ("KL to teacher", 1.0, 4),
-    "ece": ("calibration error %", 100.0, 2),
+    "teacher_kl": ("KL to teacher", 1.0, 4),
+    "teacher_mse": ("squared distance to teacher", 1.0, 4),
+    "calibration_error": ("calibration error %", 100.0, 2),
     "parameters": ("parameters", 1.0, 0),
 }
+"""Measurement -> its title in the table, the factor and the number of decimals to show it with."""
 
 
 class Lines(Progress):
@@ -123,13 +127,14 @@ def results_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """
     from rich.table import Table
 
-    table = Table(title=None, header_style="bold")
+    table = Table(header_style="bold")
     table.add_column("")
-    names = [name for name in COLUMNS if any(name in row for row in rows.values())]
-    names += [n for row in rows.values() for n in row if n not in COLUMNS]
-    names = list(dict.fromkeys(names))
+    found = list(dict.fromkeys(name for row in rows.values() for name in row))
+    names = sorted(found, key=lambda name: (_place(name), found.index(name)))
     for name in names:
-        table.add_column(COLUMNS.get(name, (name, 1.0, 4))[0], justify="right")
+        output, _, last = name.rpartition("/")
+        title = COLUMNS.get(last, (last, 1.0, 4))[0]
+        table.add_column(f"{output} {title}".strip(), justify="right")
     for row_name, row in rows.items():
         table.add_row(row_name, *(_cell(row.get(name), name) for name in names))
     return table
@@ -181,11 +186,18 @@ def silent_stderr() -> Iterator[None]:
             os.close(saved)
 
 
+def _place(name: str) -> int:
+    """Say how far to the right a measurement stands."""
+    known = [*COLUMNS]
+    last = name.rpartition("/")[2]
+    return known.index(last) if last in known else len(known)
+
+
 def _cell(value: Mapping[str, float | None] | None, name: str) -> str:
     """Write a mean and its standard deviation, or a dash."""
     if value is None or value["mean"] is None:
         return "–"
-    _, scale, digits = COLUMNS.get(name, (name, 1.0, 4))
+    _, scale, digits = COLUMNS.get(name.rpartition("/")[2], (name, 1.0, 4))
     mean = f"{value['mean'] * scale:,.{digits}f}"
     sd = value.get("sd")
     return mean if sd is None or name == "parameters" else f"{mean} ± {sd * scale:.{digits}f}"

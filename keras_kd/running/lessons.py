@@ -94,14 +94,15 @@ class Teaching:
             The teacher as read back from its file, so that both ways give the same model, and
             what there is to write down about it.
         """
+        from keras_kd.teachers import fingerprint
+
         if self.record is None:
             self.record = self._train(logs, progress)
         else:
             progress.say(f"The teacher is taken from {self.folder}.")
             shutil.copytree(self.folder / "logs", logs)
         teacher = user_models.load_model("teacher", str(self.folder / "teacher.keras"))
-        fingerprint = records.model_fingerprint(teacher)
-        about = {"key": self.folder.name, "kept": self.kept, "fingerprint": fingerprint}
+        about = {"key": self.folder.name, "kept": self.kept, "fingerprint": fingerprint([teacher])}
         return teacher, about | self.record
 
     def _train(self, logs: Path, progress: Progress) -> dict[str, Any]:

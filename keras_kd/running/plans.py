@@ -281,31 +281,31 @@ def default_losses(outputs: Mapping[str, Output], structure: Any, temperature: f
         temperature: T for distributions; values are compared as they are.
 
     Returns:
-        `LogitsDistillation` objects, each with a loss for its outputs and None for the others.
+        `LogitsDistillation` for classes, another for binary outputs, `ValueMatching` for values;
+        each leaves out the outputs of the others.
     """
     from keras_kd.losses import LogitsDistillation
+    from keras_kd.running.value_matching import ValueMatching
 
-    def losses_for(tasks: Sequence[str], loss: str) -> Any:
-        chosen = {n: loss if output.task in tasks else None for n, output in outputs.items()}
+    def nested(*tasks: str, yes: Any, no: Any) -> Any:
+        chosen = {name: yes if output.task in tasks else no for name, output in outputs.items()}
         if isinstance(structure, Mapping):
             return chosen
         return list(chosen.values()) if isinstance(structure, list | tuple) else chosen[""]
 
-    tasks = {output.task for output in outputs.values()}
-    losses = []
-    if tasks & {"classes", "one_hot"}:
-        loss = losses_for(("classes", "one_hot"), "kl_divergence")
+    found = {output.task for output in outputs.values()}
+    losses: list[Any] = []
+    if found & {"classes", "one_hot"}:
+        loss = nested("classes", "one_hot", yes="kl_divergence", no=None)
         losses.append(LogitsDistillation(temperature=temperature, loss=loss))
-    if "binary" in tasks:
-        loss = losses_for(("binary",), "kl_divergence")
-        losses.append(
-            LogitsDistillation(
-                temperature=temperature, loss=loss, activation="sigmoid", name="labels_distillation"
-            )
+    if "binary" in found:
+        loss = nested("binary", yes="kl_divergence", no=None)
+        binary = LogitsDistillation(
+            temperature=temperature, loss=loss, activation="sigmoid", name="binary_distillation"
         )
-    if "values" in tasks:
-        loss = losses_for(("values",), "mean_squared_error")
-        losses.append(LogitsDistillation(temperature=1.0, loss=loss, name="values_distillation"))
+        losses.append(binary)
+    if "values" in found:
+        losses.append(ValueMatching(nested("values", yes=True, no=False)))
     return losses
 
 

@@ -176,18 +176,6 @@ def checksum(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def model_fingerprint(model: keras.Model) -> str:
-    """Return a SHA-256 over a built model's variables: names' ends, shapes, types and values."""
-    import keras
-
-    digest = hashlib.sha256()
-    for variable in model.variables:
-        value = keras.ops.convert_to_numpy(variable.value)
-        digest.update(f"{variable.name} {value.shape} {value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
-
-
 def teacher_key(recipe: Recipe, dataset: Dataset, teacher: keras.Model, seed: int) -> str:
     """Hash everything that decides what a recipe's trained teacher is.
 
@@ -204,11 +192,12 @@ def teacher_key(recipe: Recipe, dataset: Dataset, teacher: keras.Model, seed: in
     Returns:
         16 hexadecimal digits, the same in every process.
     """
+    from keras_kd.teachers import fingerprint
+
     material = {
         "data": dataset.fingerprint,
         "examples": len(dataset.train),
-        "network": [layer.__class__.__name__ for layer in teacher.layers],
-        "first weights": model_fingerprint(teacher),
+        "network and first weights": fingerprint([teacher]),
         "numbers": {name: getattr(recipe, name) for name in TEACHER_FIELDS},
         "code": teacher_code(recipe),
         "seed": seed,

@@ -84,7 +84,8 @@ def test_default_losses_leave_out_what_is_not_theirs():
     assert soft.loss == {"a": "kl_divergence", "b": None, "c": None}
     assert (soft.temperature, soft.activation) == (2.0, "softmax")
     assert (labels.loss["b"], labels.activation) == ("kl_divergence", "sigmoid")
-    assert values.loss == {"a": None, "b": None, "c": "mean_squared_error"}
+    assert values.terms() == {"a": None, "b": None, "c": values.per_example}
+    assert values.get_config() == {"chosen": {"a": False, "b": False, "c": True}}
     (listed,) = plans.default_losses({"a": outputs["a"], "b": outputs["a"]}, [0, 0], 2.0)
     assert listed.loss == ["kl_divergence", "kl_divergence"]
 
@@ -98,7 +99,9 @@ def test_losses_are_read_by_name():
         loss_names.parse_loss("f(1)")
     with pytest.raises(ValueError, match="There is no distillation loss 'LogitsDistilation'"):
         loss_names.make_loss("LogitsDistilation", 2.0)
-    with pytest.raises(ValueError, match="There is no argument of LogitsDistillation: 'temprature'"):
+    with pytest.raises(
+        ValueError, match="There is no argument of LogitsDistillation: 'temprature'"
+    ):
         loss_names.make_loss("LogitsDistillation(temprature=4)", 2.0)
 
 

@@ -40,7 +40,7 @@ def test_run_names(tmp_path):
     first.mkdir()
     assert records.new_path(tmp_path, None) != first
     assert records.new_path(tmp_path, "mine") == tmp_path / "mine"
-    with pytest.raises(ValueError, match="There is a run '.*' already"):
+    with pytest.raises(ValueError, match=r"There is a run '.*' already"):
         records.new_path(tmp_path, first.name)
     for name in ("a/b", ".hidden", "", "teachers", ".."):
         with pytest.raises(ValueError, match="`name` must be the name of a folder"):

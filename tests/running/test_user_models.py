@@ -34,7 +34,7 @@ def test_a_file_and_a_function_give_a_model(saved, module):
 
 
 def test_a_missing_file_is_refused_before_keras_is_asked():
-    with pytest.raises(ValueError, match="The teacher 'no.keras' is not a file that can be read"):
+    with pytest.raises(ValueError, match=r"The teacher 'no\.keras' is not a file that can be read"):
         user_models.check_source("teacher", "no.keras")
 
 
@@ -84,7 +84,7 @@ def test_modules_and_functions_that_are_not_there(module):
         user_models.import_module("no_such_module")
     with pytest.raises(ValueError, match="There is no function in the module 'my_models': 'maek'"):
         user_models.load_model("student", f"{module}:maek")
-    with pytest.raises(TypeError, match="The student's function .* returned no keras.Model"):
+    with pytest.raises(TypeError, match=r"The student's function .* returned no keras.Model"):
         user_models.load_model("student", f"{module}:number")
 
 
