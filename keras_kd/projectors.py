@@ -1,4 +1,4 @@
-"""Layers that make a student's feature fit a teacher's: channels by a linear map, extent by resizing."""
+"""Layers that make a student's feature fit a teacher's: a linear map for channels, resizing."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Projector(keras.layers.Layer):
         self.channels = channels
         self.size = tuple(size) if size else None
         self.layer = layer
+        self._brought = layer is not None
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
@@ -76,9 +77,14 @@ class Projector(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs; the linear map is made again by `build`."""
-        own = self.layer if self.channels is None else None
+        own = self.layer if self._brought else None
         layer = None if own is None else keras.saving.serialize_keras_object(own)
-        return {**super().get_config(), "channels": self.channels, "size": self.size, "layer": layer}
+        return {
+            **super().get_config(),
+            "channels": self.channels,
+            "size": self.size,
+            "layer": layer,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Projector:
@@ -103,7 +109,7 @@ def projector_for(teacher: Shape, student: Shape) -> Projector | None:
             "Features of different rank cannot be matched by a projector.",
             given=f"teacher {teacher}, student {student}",
             expected="the same number of axes",
-            fix="tap layers of the same kind, or pass `projector=` a layer that maps one to the other.",
+            fix="tap layers of the same kind, or pass `projector=` a layer of your own.",
         )
     extents = list(zip(teacher[1:-1], student[1:-1], strict=True))
     differ = any(None not in pair and pair[0] != pair[1] for pair in extents)

@@ -8,11 +8,13 @@ class casts to float32, checks the shapes, walks over nested outputs and reduces
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd import checks
@@ -25,9 +27,9 @@ ACTIVATIONS = ("softmax", "sigmoid")
 class DistillationLoss(keras.distillation.DistillationLoss):
     """Base class of the losses here; subclass it to add one from a paper.
 
-    Override `per_example(teacher, student)`: both tensors are float32 and of one shape, and what it
-    returns is one number for each example (or for each position of a sequence or a map). Weights,
-    masks, nested outputs, mixed precision and replicas are taken care of.
+    Override `per_example(teacher, student, y)`: both tensors are float32 and of one shape, and what
+    it returns is one number for each example (or for each position of a sequence or a map).
+    Weights, masks, nested outputs, mixed precision and replicas are taken care of.
 
     Args:
         teacher_layer_name: path of the teacher's layer to learn from; `None` is the model's output.
@@ -54,7 +56,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     """
 
     space: ClassVar[str] = "logits"
-    """`"logits"`: outputs arrive in log space, probabilities turned back. `"features"`: as they are."""
+    """`"logits"`: outputs arrive in log space, also probabilities. `"features"`: as they are."""
 
     activation: str | None = None
     """`"softmax"` or `"sigmoid"` where the loss takes the logits for one of these; else `None`."""
@@ -103,28 +105,24 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         """Reduce the loss over the batch to a scalar.
 
         Args:
-            teacher_outputs: tensor or array `(batch, …)`, or a list or dict of them.
+            teacher_outputs: tensor or array `(batch, …)`, or a list or dict of them (a list of
+                numbers is an array).
             student_outputs: the same structure; a Keras mask on it is honoured.
             y: labels, for the losses that use them.
             sample_weight: `(batch,)` or any number of leading axes of the loss's values; one for
                 all outputs, or a structure as the outputs have.
             step: number of optimizer steps taken, for what changes during training.
+            **kwargs: what Keras's interface may add; unused.
 
         Returns:
             A float32 scalar: Σ weight · loss / number of examples (of real tokens under a mask).
         """
-        teacher = keras.tree.flatten(teacher_outputs)
-        students = keras.tree.flatten(student_outputs)
-        terms = _per_leaf("terms", self.terms(), student_outputs)
-        labels = _per_leaf("y", y, student_outputs)
-        weights = _per_leaf("sample_weight", sample_weight, student_outputs)
-        if len(teacher) != len(students):
-            raise checks.bad_value(
-                f"{type(self).__name__} got a different number of outputs from the two models.",
-                given=f"teacher {len(teacher)}, student {len(students)}",
-                expected="the same structure",
-                fix="name one layer of each with teacher_layer_name= and student_layer_name=.",
-            )
+        outputs = as_arrays(student_outputs)
+        students = keras.tree.flatten(outputs)
+        teacher = self._teacher_leaves(as_arrays(teacher_outputs), outputs)
+        terms = _per_leaf("loss", self.terms(), outputs)
+        labels = _per_leaf("y", as_arrays(y), outputs, else_whole=True)
+        weights = _per_leaf("sample_weight", as_arrays(sample_weight), outputs)
         values = [
             self._one_output(term, *leaf)
             for term, *leaf in zip(terms, teacher, students, labels, weights, strict=True)
@@ -132,14 +130,31 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         ]
         return sum(values[1:], start=values[0])
 
+    def _teacher_leaves(self, teacher: Any, student: Any) -> list[Tensor]:
+        """Return the teacher's outputs in the student's order, or refuse another structure."""
+        leaves = keras.tree.flatten(teacher)
+        renamed = (
+            isinstance(teacher, dict) and isinstance(student, dict) and set(teacher) ^ set(student)
+        )
+        if renamed or len(leaves) != len(keras.tree.flatten(student)):
+            raise checks.bad_value(
+                f"{type(self).__name__} got different outputs from the two models.",
+                given=f"teacher {_outline(teacher)}, student {_outline(student)}",
+                expected="the same structure",
+                fix="name one layer of each with teacher_layer_name= and student_layer_name=.",
+            )
+        return leaves
+
     def _one_output(self, term: Term, teacher: Any, student: Any, y: Any, weight: Any) -> Tensor:
         mask = mask_of(student)
         teacher, student = as_float32(teacher), as_float32(student)
         self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        if mask is not None:  # what stands at a padded position has no gradient, NaN or not
+            teacher, student = _blank(teacher, mask), _blank(student, mask)
         return weighted_mean(term(teacher, student, y), weight, mask)
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
-        """Refuse shapes that this loss cannot compare, before any arithmetic could broadcast them."""
+        """Refuse shapes that this loss cannot compare, before arithmetic could broadcast them."""
         alike = len(teacher) == len(student) and all(
             None in pair or pair[0] == pair[1] for pair in zip(teacher, student, strict=True)
         )
@@ -155,7 +170,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         return "give both models the same number of classes, in the same order."
 
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
-        """Answer Keras's Distiller, which asks before each loss; `compute_loss` checks for itself."""
+        """Answer Keras's Distiller, which asks first; `compute_loss` checks for itself."""
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
@@ -178,8 +193,20 @@ def log_probabilities(logits: Tensor, activation: str) -> tuple[Tensor, ...]:
     return ops.log_sigmoid(logits), ops.log_sigmoid(-logits)
 
 
+def refuse_flat(loss: DistillationLoss, shape: tuple) -> None:
+    """Refuse outputs of shape `(batch,)`: the sum would run over the examples."""
+    if len(shape) < 2:
+        raise checks.bad_value(
+            f"{loss.name}: The outputs have no axis but the batch's.",
+            given=f"outputs of shape {shape}",
+            expected="(batch, classes) or (batch, …, channels)",
+            fix="let the model keep its last axis, of length 1 for one value each.",
+        )
+
+
 def refuse_single_class(loss: DistillationLoss, shape: tuple) -> None:
     """Refuse a softmax over one class: it is 1 whatever the logit, and teaches nothing."""
+    refuse_flat(loss, shape)
     if loss.activation == "softmax" and shape[-1] == 1:
         raise checks.bad_value(
             f"{loss.name}: A softmax over one class is constant and teaches nothing.",
@@ -196,82 +223,21 @@ def option(argument: str, given: Any, options: tuple[str, ...]) -> str:
     return given
 
 
-def resolve_loss(loss: Any) -> Any:
-    """Turn a Keras loss (name, object, function) into per-example arithmetic.
-
-    Returns:
-        `"kl_divergence"` or `"categorical_crossentropy"` for these two, whose softened forms are
-        ours; for any other a function `(t, s) -> values`.
-    """
-    resolved = keras.losses.get(loss)
-    for name, cls in (
-        ("kl_divergence", keras.losses.KLDivergence),
-        ("categorical_crossentropy", keras.losses.CategoricalCrossentropy),
-    ):
-        if resolved is getattr(keras.losses, name):
-            return name
-        if type(resolved) is cls:
-            _refuse_options(resolved, cls())
-            return name
-    if isinstance(resolved, keras.losses.Loss):
-        if resolved.reduction not in ("sum_over_batch_size", "mean"):
-            raise checks.bad_value(
-                "A loss inside a distillation loss must average over the batch.",
-                given=f"{type(resolved).__name__}(reduction={resolved.reduction!r})",
-                expected='reduction="sum_over_batch_size"',
-                fix="leave out reduction=, and scale with distillation_loss_weights.",
-            )
-        return resolved.call
-    if callable(resolved):
-        return resolved
-    raise checks.bad_type(
-        "`loss` is nothing that can be computed.",
-        given=f"{loss!r} ({type(loss).__name__})",
-        expected="the name of a Keras loss, a keras.losses.Loss or a function (t, s) -> values",
-        fix='use loss="kl_divergence" or loss="mse".',
-    )
-
-
-def _refuse_options(loss: keras.losses.Loss, plain: keras.losses.Loss) -> None:
-    """Refuse options of a Keras loss that the softened form would have to ignore."""
-    free = ("name", "from_logits", "reduction")
-    changed = {
-        key: value
-        for key, value in loss.get_config().items()
-        if key not in free and value != plain.get_config().get(key)
-    }
-    if loss.reduction not in ("sum_over_batch_size", "mean"):
-        changed["reduction"] = loss.reduction
-    if changed:
-        raise checks.bad_value(
-            f"Options of {type(loss).__name__} have no meaning for soft targets.",
-            given=", ".join(f"{key}={value!r}" for key, value in changed.items()),
-            expected=f"{type(loss).__name__}() as it is",
-            fix="leave them out.",
-        )
-
-
-def serialize_loss(loss: Any) -> Any:
-    """Make a Keras loss (or its name, or `None`) fit for a config."""
-    plain = loss is None or isinstance(loss, str)
-    return loss if plain else keras.saving.serialize_keras_object(loss)
-
-
-def deserialize_losses(config: Any) -> Any:
-    """Make the losses again from what `serialize_loss` wrote, in whatever structure."""
-    if isinstance(config, dict) and {"class_name", "config"} <= set(config):
-        return keras.saving.deserialize_keras_object(config)
-    if isinstance(config, dict):
-        return {key: deserialize_losses(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [deserialize_losses(value) for value in config]
-    return config
-
-
 def snake_case(name: str) -> str:
     """Turn `LogitsDistillation` into `logits_distillation`, as Keras names losses."""
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
+
+
+def as_arrays(given: Any) -> Any:
+    """Turn nested lists of numbers into arrays; other lists and dicts stay structures."""
+    if isinstance(given, dict):
+        return {key: as_arrays(value) for key, value in given.items()}
+    if not isinstance(given, (list, tuple)):
+        return given
+    if given and all(isinstance(leaf, numbers.Number) for leaf in keras.tree.flatten(given)):
+        return np.asarray(given)
+    return [as_arrays(part) for part in given]
 
 
 def as_float32(values: Any) -> Tensor:
@@ -321,7 +287,8 @@ def weighted_mean(values: Tensor, sample_weight: Any = None, mask: Any = None) -
 
 def _broadcast(what: str, weight: Tensor, values: Tensor) -> Tensor:
     shape, target = tuple(weight.shape), tuple(values.shape)
-    if len(shape) == len(target) + 1 and shape[-1] == 1:
+    trailing = len(shape) > len(target) or target[len(shape) - 1 :][:1] != (1,)
+    if len(shape) > 1 and shape[-1] == 1 and trailing:
         weight, shape = ops.squeeze(weight, -1), shape[:-1]
     fits = len(shape) <= len(target) and all(
         None in pair or pair[0] == pair[1] for pair in zip(shape, target, strict=False)
@@ -338,29 +305,49 @@ def _broadcast(what: str, weight: Tensor, values: Tensor) -> Tensor:
     return ops.broadcast_to(weight, ops.shape(values))
 
 
-def _per_leaf(what: str, given: Any, outputs: Any) -> list[Any]:
+def _blank(tensor: Tensor, mask: Any) -> Tensor:
+    real = _broadcast("mask", ops.cast(mask, "bool"), tensor)
+    return ops.where(real, tensor, ops.zeros_like(tensor))
+
+
+def _per_leaf(what: str, given: Any, outputs: Any, else_whole: bool = False) -> list[Any]:
     """Line up a single thing, or a structure of things, with the flat outputs."""
-    count = len(keras.tree.flatten(outputs))
-    if count == 1:
-        flat = keras.tree.flatten(given)
-        return [flat[0] if len(flat) == 1 else given]
-    if isinstance(given, dict) and isinstance(outputs, dict):
-        return [given.get(key) for key in _flat_keys(outputs)]
-    if isinstance(given, (list, tuple)) and len(given) == count:
-        return list(given)
-    if not isinstance(given, (list, tuple, dict)):
-        return [given] * count
+    structure = (list, tuple, dict)
+    keys, parts = _keys(outputs), None
+    if not isinstance(outputs, structure):
+        if len(flat := keras.tree.flatten(given)) == 1:
+            return flat
+    elif not isinstance(given, structure):
+        parts = dict.fromkeys(keys, given)
+    elif isinstance(given, dict) and isinstance(outputs, dict):
+        parts = given if set(given) <= set(keys) else None
+    elif len(given) == len(keys) and not isinstance(given, dict):
+        parts = dict(zip(keys, given, strict=True))
+    if parts is not None:
+        pairs = [(parts.get(key), outputs[key]) for key in keys]
+        return [leaf for pair in pairs for leaf in _per_leaf(what, *pair, else_whole)]
+    if else_whole:
+        return [given] * len(keras.tree.flatten(outputs))
     raise checks.bad_value(
         f"`{what}` does not have the structure of the outputs.",
-        given=f"{what} of {len(given)} parts for {count} outputs",
+        given=f"{what} {_outline(given)} for outputs {_outline(outputs)}",
         expected="one for all outputs, or a list or dict as the model's outputs are",
         fix=f"give `{what}` one entry for each output (None leaves one out).",
     )
 
 
-def _flat_keys(outputs: dict) -> list:
-    """Return the keys of a flat dict in the order in which `keras.tree` flattens it."""
-    return keras.tree.flatten({key: key for key in outputs})
+def _keys(outputs: Any) -> list:
+    """Return the keys or positions in the order in which `keras.tree` flattens them."""
+    if isinstance(outputs, dict):
+        return keras.tree.flatten({key: key for key in outputs})
+    return list(range(len(outputs))) if isinstance(outputs, (list, tuple)) else []
+
+
+def _outline(structure: Any) -> str:
+    """Name the parts of a structure, for an error."""
+    if isinstance(structure, (list, tuple, dict)):
+        return f"{type(structure).__name__} ({', '.join(map(str, _keys(structure)))})"
+    return "one tensor"
 
 
 def _layer_name(argument: str, name: Any) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd import checks
+from keras_kd import checks, keras_losses
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 from keras_kd.projectors import Projector, projector_for
@@ -43,8 +43,8 @@ class FeatureDistillation(base.DistillationLoss):
 
     Args:
         loss: a Keras loss by name, object or function `(t, s)`; or a list or dict of them for a
-            layer with several outputs, `None` leaving one out. Defaults to `"mse"`, which is the
-            paper's squared distance divided by the number of elements.
+            layer with several outputs, `None` leaving one out. Defaults to `"mse"`, the mean
+            over the elements, where the paper has half the sum.
         teacher_layer_name: path of the teacher's layer, e.g. `"backbone/block3/relu"`; `None` is
             the model's output.
         student_layer_name: path of the student's layer; `None` is the model's output.
@@ -108,6 +108,11 @@ class FeatureDistillation(base.DistillationLoss):
             layer = Projector(layer=_copy(self.projector), name="projector")
         return None if layer is None else HintConnector(layer, name=f"{self.name}_connector")
 
+    def check_shapes(self, teacher: tuple, student: tuple) -> None:
+        """Refuse features of different shape, and features without channels."""
+        super().check_shapes(teacher, student)
+        base.refuse_flat(self, student)
+
     def _fix_for_shapes(self) -> str:
         return (
             'use projector="auto" in kd.Distiller, which trains a projector between them '
@@ -118,7 +123,7 @@ class FeatureDistillation(base.DistillationLoss):
         """Return the arguments of the constructor."""
         plain = self.projector is None or isinstance(self.projector, str)
         return {
-            "loss": keras.tree.map_structure(base.serialize_loss, self.loss),
+            "loss": keras.tree.map_structure(keras_losses.serialize_loss, self.loss),
             "teacher_layer_name": self.teacher_layer_name,
             "student_layer_name": self.student_layer_name,
             "projector": self.projector
@@ -130,17 +135,15 @@ class FeatureDistillation(base.DistillationLoss):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FeatureDistillation:
         """Make the loss again from `get_config()`."""
-        loss = base.deserialize_losses(config["loss"])
-        projector = base.deserialize_losses(config["projector"])
+        loss = keras_losses.deserialize_losses(config["loss"])
+        projector = keras_losses.deserialize_losses(config["projector"])
         return cls(**{**config, "loss": loss, "projector": projector})
 
 
 def _term(loss: Any) -> Any:
     if loss is None:
         return None
-    function = base.resolve_loss(loss)
-    if isinstance(function, str):
-        function = getattr(keras.losses, function)
+    function = keras_losses.resolve_loss(loss)
     return lambda teacher, student, y=None: _per_position(function(teacher, student), student)
 
 

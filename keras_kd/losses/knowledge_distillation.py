@@ -1,19 +1,18 @@
 """Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), and its relatives.
 
 The reverse and Jensen-Shannon forms follow Agarwal et al., "On-Policy Distillation of Language
-Models" (GKD, 2024), equations 1 to 3.
+Models" (GKD, 2024), section 2.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_kd import checks
+from keras_kd import checks, keras_losses
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 
@@ -61,15 +60,24 @@ def soft_cross_entropy(
 
 
 def _divergence(teacher: Tensor, student: Tensor, direction: str, beta: float) -> Tensor:
-    """Sum p·(log p − log q) over the last axis; the arguments are log-probabilities."""
     if direction == "forward":
-        return ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+        return _relative_entropy(teacher, student)
     if direction == "reverse":
-        return ops.sum(ops.exp(student) * (student - teacher), axis=-1)
+        return _relative_entropy(student, teacher)
     mixture = ops.logaddexp(teacher + ops.log(beta), student + ops.log(1.0 - beta))
-    to_teacher = ops.sum(ops.exp(teacher) * (teacher - mixture), axis=-1)
-    to_student = ops.sum(ops.exp(student) * (student - mixture), axis=-1)
+    to_teacher, to_student = (_relative_entropy(side, mixture) for side in (teacher, student))
     return beta * to_teacher + (1.0 - beta) * to_student
+
+
+def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return Σ p·(log p − log q), exact to float32 also where p and q nearly agree.
+
+    Σ q − Σ p, which is 0, is added. Each summand is then p·(eᵘ − 1 − u) with u = log q − log p: of
+    second order in u, so the rounding of a logarithm, which T² would magnify, cancels.
+    """
+    p, u = ops.exp(log_p), log_q - log_p
+    q_minus_p = ops.where(u < 1.0, p * ops.expm1(ops.minimum(u, 1.0)), ops.exp(log_q) - p)
+    return ops.sum(q_minus_p - p * u, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -99,7 +107,7 @@ class LogitsDistillation(base.DistillationLoss):
 
     Reference:
         Hinton et al. 2015, section 2 (soft targets and the T² of section 2.1); Agarwal et al. 2024,
-        equation 3, for Jensen-Shannon.
+        section 2, for Jensen-Shannon.
 
     Example:
 
@@ -124,7 +132,7 @@ class LogitsDistillation(base.DistillationLoss):
         self.temperature = checks.positive("temperature", temperature)
         self.direction = base.option("direction", direction, DIRECTIONS)
         self.beta = checks.fraction("beta", beta, open_ends=True)
-        self.activation = base.option("activation", activation, base.ACTIVATIONS)
+        self._activation = base.option("activation", activation, base.ACTIVATIONS)
         self.loss = loss
         self._terms = keras.tree.map_structure(self._term, loss)
         if all(term is None for term in keras.tree.flatten(self._terms)):
@@ -140,55 +148,59 @@ class LogitsDistillation(base.DistillationLoss):
         return self._terms
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
-        """Refuse different class counts, and one class under a softmax."""
+        """Refuse different class counts, and outputs without an axis for them."""
         super().check_shapes(teacher, student)
-        base.refuse_single_class(self, student)
+        base.refuse_flat(self, student)
 
     def _term(self, loss: Any) -> Callable | None:
         if loss is None:
             return None
-        function = base.resolve_loss(loss)
-        shape = {"temperature": self.temperature, "activation": self.activation}
-        if function == "kl_divergence":
-            extra = {"direction": self.direction, "beta": self.beta}
-            return _ignore_labels(functools.partial(kl_divergence, **shape, **extra))
+        name = keras_losses.softened_name(loss)
+        temperature, activation = self.temperature, self._activation
+        if name == "kl_divergence":
+            return self._softened(
+                lambda t, s: kl_divergence(t, s, temperature, self.direction, self.beta, activation)
+            )
         plain = self.direction == "forward" and self.beta == 0.5
-        if function == "categorical_crossentropy" and plain:
-            return _ignore_labels(functools.partial(soft_cross_entropy, **shape))
-        if not plain or self.activation != "softmax":
+        if name == "categorical_crossentropy" and plain:
+            return self._softened(lambda t, s: soft_cross_entropy(t, s, temperature, activation))
+        if not plain or activation != "softmax":
             raise checks.bad_value(
-                "`direction`, `beta` and `activation` belong to the KL divergence, and mean nothing "
-                "with another loss.",
+                "`direction`, `beta` and `activation` belong to the KL divergence, and mean "
+                "nothing with another loss.",
                 given=f"loss={loss!r}, direction={self.direction!r}, beta={self.beta}, "
-                f"activation={self.activation!r}",
+                f"activation={activation!r}",
                 expected='loss="kl_divergence", or these three at their defaults',
                 fix='use loss="kl_divergence", or leave them out.',
             )
-        return _ignore_labels(functools.partial(_scaled, function, self.temperature))
+        function = keras_losses.resolve_loss(loss)
+        return lambda t, s, y=None: function(t / temperature, s / temperature)
+
+    def _softened(self, function: Callable) -> Callable:
+        """Make the term of one output; with one of these, this is a softmax (or sigmoid) loss."""
+        self.activation = self._activation
+
+        def term(teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
+            base.refuse_single_class(self, tuple(student.shape))
+            return function(teacher, student)
+
+        return term
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
         return {
             "temperature": self.temperature,
-            "loss": keras.tree.map_structure(base.serialize_loss, self.loss),
+            "loss": keras.tree.map_structure(keras_losses.serialize_loss, self.loss),
             "direction": self.direction,
             "beta": self.beta,
-            "activation": self.activation,
+            "activation": self._activation,
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LogitsDistillation:
         """Make the loss again from `get_config()`."""
-        return cls(**{**config, "loss": base.deserialize_losses(config["loss"])})
-
-
-def _scaled(function: Callable, temperature: float, teacher: Tensor, student: Tensor) -> Tensor:
-    return function(teacher / temperature, student / temperature)
-
-
-def _ignore_labels(function: Callable) -> Callable:
-    return lambda teacher, student, y=None: function(teacher, student)
+        return cls(**{**config, "loss": keras_losses.deserialize_losses(config["loss"])})
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -222,6 +234,8 @@ class SoftCrossEntropy(base.DistillationLoss):
     print(float(loss.compute_loss([[0.0, 0.0]], [[0.0, 0.0]])))  # log 2 = 0.693…
     ```
     """
+
+    activation: str
 
     def __init__(
         self, temperature: float = 1.0, activation: str = "softmax", name: str | None = None

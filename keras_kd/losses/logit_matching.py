@@ -33,7 +33,8 @@ class LogitMatching(base.DistillationLoss):
         name: name in the logs. Defaults to `"logit_matching"`.
 
     Raises:
-        ValueError: "The shapes of teacher and student differ".
+        ValueError: "The shapes of teacher and student differ", "The outputs have no axis but the
+            batch's".
 
     Reference:
         Ba and Caruana 2014, equation 1.
@@ -54,6 +55,11 @@ class LogitMatching(base.DistillationLoss):
     def per_example(self, teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
         """Return half the squared distance of each example's logits."""
         return logit_matching(teacher, student)
+
+    def check_shapes(self, teacher: tuple, student: tuple) -> None:
+        """Refuse different class counts, and outputs without an axis for them."""
+        super().check_shapes(teacher, student)
+        base.refuse_flat(self, student)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
