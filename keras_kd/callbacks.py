@@ -25,10 +25,10 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
         **kwargs: `mode`, `save_freq`, `initial_value_threshold`, `verbose` as in Keras.
 
     Raises:
-        ValueError: "A student is saved whole, as a .keras file", "There is no student to save".
+        ValueError: "A student is saved whole, as a .keras file", "There is no student to save",
+            "There is no value in the logs" for a `monitor` that the best cannot be judged by.
 
     Example:
-
     ```python
     import keras_kd as kd
 
@@ -44,10 +44,11 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
         save_best_only: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not str(filepath).endswith(".keras") or kwargs.get("save_weights_only"):
+        weights_only = kwargs.get("save_weights_only")
+        if not str(filepath).endswith(".keras") or weights_only:
             raise checks.bad_value(
                 "A student is saved whole, as a .keras file.",
-                given=f"{str(filepath)!r}, save_weights_only={kwargs.get('save_weights_only', False)}",
+                given=f"{str(filepath)!r}" + ", save_weights_only=True" * bool(weights_only),
                 expected="a path that ends in .keras",
                 fix='use StudentCheckpoint("student.keras").',
             )
@@ -63,14 +64,27 @@ class StudentCheckpoint(keras.callbacks.ModelCheckpoint):
                 expected="a kd.Distiller in fit(callbacks=[…])",
                 fix="use keras.callbacks.ModelCheckpoint for a plain model.",
             )
-        super().set_model(_WholeFile(student))
+        super().set_model(_WholeFile(student, model))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save where it is time to; refuse to guess which student is the best."""
+        known = logs or {}
+        if self.save_best_only and self.monitor not in known:
+            raise checks.unknown_name("value in the logs to monitor", self.monitor, known)
+        super().on_epoch_end(epoch, logs)
 
 
 class _WholeFile:
-    """Save a student under a temporary name and rename it."""
+    """What Keras's callback sees as the model: a student, saved under a temporary name."""
 
-    def __init__(self, student: keras.Model) -> None:
+    def __init__(self, student: keras.Model, distiller: keras.Model) -> None:
         self.student = student
+        self._distiller = distiller
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics of the training, which say whether up or down is better."""
+        return self._distiller.metrics
 
     def save(self, filepath: str, overwrite: bool = True) -> None:
         """Write the file whole, or leave what was there."""

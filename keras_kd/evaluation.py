@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from keras_kd import checks, metrics
 from keras_kd.outputs import OutputReader, as_numbers
 from keras_kd.taps import call_model
-from keras_kd.teachers import as_teacher
-
-TASKS = ("classification", "binary", "regression")
-TASK_METRIC = {"classification": "accuracy", "binary": "binary_accuracy", "regression": "mse"}
+from keras_kd.tasks import METRIC, Task, class_numbers, find_tasks, name_labels
+from keras_kd.teachers import Answer, as_teacher, no_model
 
 
 class Comparison:
@@ -72,23 +70,28 @@ def compare(
     of parameters, and for classifiers the agreement with the teacher, KL(teacher ‖ student) in nats
     and the expected calibration error. Several outputs are measured each, under `output/…`.
 
+    Every number is a mean over examples, or over the tokens of sequences. A token that any of the
+    models masks counts for none of them, so that all rows speak of the same tokens; sample weights
+    weigh every number.
+
     Args:
         teacher: a `keras.Model`, a list of them or a `kd.Teacher`.
         students: name -> model, for example `{"alone": alone, "distilled": student}`.
-        data: a batched `tf.data.Dataset` of `(x, y)`, or arrays `(x, y)`. Integer labels or
-            one-hot rows make it classification, labels 0 and 1 for single outputs binary,
-            other numbers regression.
+        data: a batched `tf.data.Dataset` (or `PyDataset`) of `(x, y)` or `(x, y, sample_weight)`,
+            or such arrays. Labels say what the task is: one class number or one-hot row for each
+            decision is classification; 0 or 1 for each output is binary (several: multi-label);
+            other numbers, and any for a teacher with `outputs="values"`, are regression.
         batch_size: for arrays. Defaults to 256.
 
     Returns:
         A `Comparison`: `["distilled"]["accuracy"]`, `.to_dict()`, and it prints as a table.
 
     Raises:
-        ValueError: "There is no data to compare on", "Labels are needed to compare", "Nobody to
-            compare", and what `kd.Teacher` refuses.
+        ValueError: "Nobody to compare with the teacher", "… is no model", "There is no data to
+            compare on", "The data never ends", "Labels are needed to compare", "The labels … do not
+            fit", "… answers in other shapes than the teacher", and what `kd.Teacher` refuses.
 
     Example:
-
     ```python
     import keras, numpy as np
     import keras_kd as kd
@@ -103,29 +106,23 @@ def compare(
     print(comparison)
     ```
     """
-    if not students:
-        raise checks.bad_value(
-            "Nobody to compare with the teacher.",
-            given="students={}",
-            expected="one student or more by name",
-            fix='pass students={"alone": alone, "distilled": student}.',
-        )
-    attached = as_teacher(teacher).attach()
-    readers = {name: _Row(model, f"student {name!r}") for name, model in students.items()}
-    ask = tf.function(lambda x: _with_raw(attached(x)), autograph=False, reduce_retracing=True)
+    _check_students(students)
+    teaching = as_teacher(teacher)
+    taught, pupils = _Asked(teaching.attach()), {}
     measures: dict[str, _Measures] = {}
-    for x, y in _batches(data, batch_size):
-        logits, raw = ask(x)
+    for x, y, weight in _batches(data, batch_size):
+        said = {"teacher": taught(x)}
         if not measures:
-            attached.learn(raw)
-            ask = tf.function(lambda x: _with_raw(attached(x)), autograph=False)
-            logits, raw = ask(x)
-            names = ["teacher", *students]
-            tasks = _tasks(y, logits, attached.kinds)
-            measures = {name: _Measures(tasks, teacher=name == "teacher") for name in names}
-        measures["teacher"].update(y, logits, logits)
-        for name, row in readers.items():
-            measures[name].update(y, logits, row(x))
+            kinds = taught.who.kinds
+            names = _names(said["teacher"], teaching.models[0], y)
+            tasks = find_tasks(name_labels(y, names), said["teacher"].logits, kinds, names)
+            pupils = {name: _Asked(_Pupil(name, students[name], kinds)) for name in students}
+            measures = {
+                name: _Measures(tasks, name == "teacher") for name in ("teacher", *students)
+            }
+        said |= {name: pupil(x) for name, pupil in pupils.items()}
+        _check_shapes(said)
+        _count(measures, said, name_labels(y, names), _weights(said, weight))
     if not measures:
         raise checks.bad_value(
             "There is no data to compare on.",
@@ -133,145 +130,222 @@ def compare(
             expected="one batch or more of (x, y)",
             fix="check the split; a data set that was read to its end must be made again.",
         )
-    parameters = {"teacher": sum(model.count_params() for model in as_teacher(teacher).models)}
-    parameters |= {name: model.count_params() for name, model in students.items()}
+    models = {"teacher": teaching.models, **{name: [model] for name, model in students.items()}}
     rows = {
-        name: {"parameters": parameters[name], **measure.results()}
+        name: {"parameters": sum(m.count_params() for m in models[name]), **measure.results()}
         for name, measure in measures.items()
     }
-    first = measures["teacher"]
-    return Comparison(rows, first.metric, first.examples)
+    return Comparison(rows, measures["teacher"].metric, measures["teacher"].examples)
 
 
-class _Row:
-    """One student: its outputs in log space, batch by batch."""
+class _Pupil:
+    """One student, asked as a teacher is."""
 
-    def __init__(self, model: keras.Model, who: str) -> None:
-        if not isinstance(model, keras.Model):
-            raise checks.bad_value(
-                f"{who} is no model.",
-                given=type(model).__name__,
-                expected="a keras.Model",
-                fix="load it first: keras.models.load_model(path).",
-            )
+    def __init__(self, name: str, model: keras.Model, taught: Sequence[str]) -> None:
         fix = "end it in a layer without activation, or in a keras.layers.Activation."
-        self.reader = OutputReader(model, who, "auto", "softmax", fix)
+        stated = "values" if set(taught) == {"values"} else "auto"
+        self.reader = OutputReader(model, f"student {name!r}", stated, "softmax", fix)
         self.model = model
+
+    def __call__(self, x: Any) -> Answer:
+        own = call_model(self.model, x, False)
+        return Answer(self.reader(own), own, {}, [own])
+
+    def learn(self, raw: list) -> None:
+        self.reader.learn(raw[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """What a model said to one batch: its outputs in order, each `(…, classes)`."""
+
+    names: list[str] | None
+    logits: list[np.ndarray]
+    own: list[np.ndarray]
+    masks: list[np.ndarray | None]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [output.shape for output in self.logits]
+
+
+class _Asked:
+    """A model that is asked batch by batch; its first batch says what its outputs are."""
+
+    def __init__(self, who: Any) -> None:
+        self.who = who
         self._function: Any = None
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any) -> _Said:
         if self._function is None:
-            raw = call_model(self.model, x, False)
-            self.reader(raw)
-            self.reader.learn(raw)
-            self._function = tf.function(
-                lambda x: self.reader(call_model(self.model, x, False)),
-                autograph=False,
-                reduce_retracing=True,
-            )
-        return self._function(x)
+            self.who.learn(self.who(x).raw)
+            self._function = tf.function(self._parts, autograph=False, reduce_retracing=True)
+        outputs, own, masks = self._function(x)
+        return _Said(
+            names=sorted(outputs) if isinstance(outputs, dict) else None,
+            logits=[_with_classes(as_numbers(leaf)) for leaf in keras.tree.flatten(outputs)],
+            own=[_with_classes(as_numbers(leaf)) for leaf in keras.tree.flatten(own)],
+            masks=[None if mask is None else np.asarray(mask) for mask in masks],
+        )
+
+    def _parts(self, x: Any) -> tuple[Any, Any, list]:
+        answer = self.who(x)
+        leaves = keras.tree.flatten(answer.outputs)
+        return answer.outputs, answer.own, [getattr(z, "_keras_mask", None) for z in leaves]
 
 
 class _Measures:
     """The metrics of one row, for each output."""
 
-    def __init__(self, tasks: dict[str, tuple[str, str]], teacher: bool) -> None:
+    def __init__(self, tasks: Sequence[Task], teacher: bool) -> None:
         self.tasks = tasks
         self.examples = 0
-        prefix = {name: f"{name}/" if len(tasks) > 1 else "" for name in tasks}
-        self.columns = {
-            name: {
-                f"{prefix[name]}{key}": metric
-                for key, metric in _metrics(task, activation, teacher).items()
-            }
-            for name, (task, activation) in tasks.items()
-        }
-        name, (task, _) = next(iter(tasks.items()))
-        self.metric = prefix[name] + TASK_METRIC[task]
+        self.metrics = [_metrics(task, teacher) for task in tasks]
+        self.prefixes = [f"{task.name}/" if len(tasks) > 1 else "" for task in tasks]
+        self.metric = self.prefixes[0] + METRIC[tasks[0].kind]
 
-    def update(self, y: Any, teacher: Any, student: Any) -> None:
-        """Count a batch in."""
-        labels = _by_name(y, student)
-        teachers, students = _by_name(teacher, student), _by_name(student, student)
-        for name, (task, _) in self.tasks.items():
-            label, logits = labels[name], students[name]
-            mask = getattr(logits, "_keras_mask", None)
-            if task == "classification":
-                label = _integer_labels(label, logits)
-            for key, metric in self.columns[name].items():
-                versus_teacher = key.rsplit("/", 1)[-1] in ("agreement", "teacher_kl", "teacher_mse")
-                target = teachers[name] if versus_teacher else label
-                metric.update_state(target, logits, sample_weight=mask)
-        self.examples += int(keras.tree.flatten(student)[0].shape[0])
+    def update(self, index: int, label: Any, teacher: _Said, row: _Said, weight: Any) -> None:
+        """Count one output of a batch in, decision by decision."""
+        task = self.tasks[index]
+        if task.kind == "regression":
+            z, t = _flat(row.own[index]), _flat(teacher.own[index])
+        else:
+            z, t = _flat(row.logits[index]), _flat(teacher.logits[index])
+        classes = z.shape[-1]
+        if task.kind == "classification":
+            label = class_numbers(label, classes, weight)
+        else:
+            label = label.reshape(-1, classes)
+        for key, metric in self.metrics[index].items():
+            if key in ("agreement", "teacher_kl", "teacher_mse"):
+                metric.update_state(t, z, sample_weight=weight)
+            elif key == "binary_accuracy":
+                metric.update_state(2 * label - 1, z, sample_weight=weight)
+            elif key == "calibration_error" and task.kind == "binary":
+                both = np.stack([np.zeros_like(z), z], axis=-1).reshape(-1, 2)
+                metric.update_state(label.reshape(-1), both, np.repeat(weight, classes))
+            else:
+                metric.update_state(label, z, sample_weight=weight)
 
     def results(self) -> dict[str, float]:
         """Return the numbers."""
-        columns = [item for output in self.columns.values() for item in output.items()]
-        return {key: float(metric.result()) for key, metric in columns}
+        return {
+            f"{prefix}{key}": float(metric.result())
+            for prefix, own in zip(self.prefixes, self.metrics, strict=True)
+            for key, metric in own.items()
+        }
 
 
-def _metrics(task: str, activation: str, teacher: bool) -> dict[str, keras.metrics.Metric]:
+def _metrics(task: Task, teacher: bool) -> dict[str, keras.metrics.Metric]:
+    if task.kind == "regression":
+        names = ("mse",) if teacher else ("mse", "teacher_mse")
+        return {name: keras.metrics.MeanSquaredError(name) for name in names}
     own: dict[str, keras.metrics.Metric]
-    versus: dict[str, keras.metrics.Metric] = {
-        "agreement": metrics.Agreement(activation),
-        "teacher_kl": metrics.TeacherDivergence(activation),
-    }
-    if task == "classification":
-        own = {"accuracy": keras.metrics.SparseCategoricalAccuracy()}
-        last = {"calibration_error": metrics.ExpectedCalibrationError()}
-        return own | ({} if teacher else versus) | last
-    if task == "binary":
-        own = {"binary_accuracy": keras.metrics.BinaryAccuracy(threshold=0.0)}
-        return own | ({} if teacher else versus)
-    own = {"mse": keras.metrics.MeanSquaredError()}
-    return own | ({} if teacher else {"teacher_mse": keras.metrics.MeanSquaredError()})
+    own = {"accuracy": keras.metrics.SparseCategoricalAccuracy()}
+    if task.kind == "binary":
+        own = {"binary_accuracy": metrics.Agreement("sigmoid")}  # with labels of -1 and 1
+    if not teacher:
+        own["agreement"] = metrics.Agreement(task.activation)
+        own["teacher_kl"] = metrics.TeacherDivergence(task.activation)
+    return {**own, "calibration_error": metrics.ExpectedCalibrationError()}
 
 
-def _tasks(y: Any, logits: Any, kinds: list[str]) -> dict[str, tuple[str, str]]:
-    """Say for each output what its labels make it: (task, activation)."""
-    labels, outputs = _by_name(y, logits), _by_name(logits, logits)
-    tasks = {}
-    for (name, output), kind in zip(outputs.items(), kinds, strict=True):
-        label = as_numbers(labels[name])
-        integer = np.issubdtype(np.asarray(labels[name]).dtype, np.integer)
-        classes = output.shape[-1]
-        one_hot = label.shape == tuple(output.shape) and classes > 1
-        one_hot = one_hot and bool(np.all(label.sum(-1) == 1) and np.all((label == 0) | (label == 1)))
-        zero_or_one = bool(np.all((label == 0) | (label == 1)))
-        if classes > 1 and kind != "sigmoid" and (integer or one_hot):
-            tasks[name] = ("classification", "softmax")
-        elif zero_or_one:
-            tasks[name] = ("binary", "sigmoid")
-        else:
-            tasks[name] = ("regression", "softmax")
-    return tasks
+def _count(
+    measures: Mapping[str, _Measures],
+    said: Mapping[str, _Said],
+    labels: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+) -> None:
+    """Count a batch into every row."""
+    for name, measure in measures.items():
+        for index, (label, weight) in enumerate(zip(labels, weights, strict=True)):
+            measure.update(index, label, said["teacher"], said[name], weight)
+        measure.examples += len(said["teacher"].logits[0])
 
 
-def _integer_labels(label: Any, logits: Any) -> Any:
-    label = ops.convert_to_tensor(label)
-    if tuple(label.shape) == tuple(logits.shape):
-        return ops.argmax(label, axis=-1)
-    return ops.squeeze(label, -1) if len(label.shape) == len(logits.shape) else label
+def _weights(said: Mapping[str, _Said], given: Any) -> list[np.ndarray]:
+    """Return the weight of each decision of each output: the sample's, and 0 where one masks it."""
+    shapes = said["teacher"].shapes
+    samples = keras.tree.flatten(given)
+    samples = samples * len(shapes) if len(samples) == 1 else samples
+    weights = []
+    for index, (sample, shape) in enumerate(zip(samples, shapes, strict=True)):
+        weight = np.ones(shape[:-1], "float32")
+        for part in (sample, *(row.masks[index] for row in said.values())):
+            if part is not None:
+                part = as_numbers(part)
+                weight = weight * part.reshape(
+                    part.shape[: weight.ndim] + (1,) * (weight.ndim - part.ndim)
+                )
+        weights.append(weight.reshape(-1))
+    return weights
 
 
-def _by_name(values: Any, outputs: Any) -> dict[str, Any]:
-    """Name the parts of labels or outputs as the outputs are named."""
-    if isinstance(outputs, dict):
-        if isinstance(values, dict):
-            return {key: values[key] for key in outputs}
-        return dict(zip(outputs, keras.tree.flatten(values), strict=True))
-    if isinstance(outputs, (list, tuple)):
-        flat = list(values.values()) if isinstance(values, dict) else keras.tree.flatten(values)
-        return {f"output_{index}": part for index, part in enumerate(flat)}
-    return {"output": values}
+def _names(teacher: _Said, model: keras.Model, y: Any) -> list[str]:
+    """Name the outputs: by their dict, by the model where the labels go by it, or by number."""
+    count = len(teacher.logits)
+    if teacher.names is not None:
+        return teacher.names
+    if count == 1:
+        return ["output"]
+    own = getattr(model, "output_names", None)
+    return list(own) if own and isinstance(y, dict) else [f"output_{k}" for k in range(count)]
 
 
-def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
+def _check_students(students: Any) -> None:
+    if not isinstance(students, Mapping):
+        raise checks.bad_type(
+            "`students` must be models by name.",
+            given=f"{students!r:.80} ({type(students).__name__})",
+            expected="a dict: name -> keras.Model",
+            fix='pass students={"alone": alone, "distilled": student}.',
+        )
+    if not students:
+        raise checks.bad_value(
+            "Nobody to compare with the teacher.",
+            given="students={}",
+            expected="one student or more by name",
+            fix='pass students={"alone": alone, "distilled": student}.',
+        )
+    if "teacher" in students:
+        raise checks.bad_value(
+            "A student cannot be called 'teacher', which is the teacher's row.",
+            given=f"students named {list(students)}",
+            expected="other names",
+            fix='pass students={"alone": alone, "distilled": student}.',
+        )
+    for name, model in students.items():
+        if not isinstance(model, keras.Model):
+            raise no_model(f"student {name!r}", model)
+
+
+def _check_shapes(said: Mapping[str, _Said]) -> None:
+    teacher = said["teacher"]
+    for name, row in said.items():
+        if row.shapes != teacher.shapes or row.names != teacher.names:
+            raise checks.bad_value(
+                f"Student {name!r} answers in other shapes than the teacher.",
+                given=f"{name!r} {row.names or ''}{row.shapes}",
+                expected=f"{teacher.names or ''}{teacher.shapes}",
+                fix="compare models of the same outputs: the same classes, in the same order.",
+            )
+
+
+def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
     dataset = data
     if isinstance(data, (tuple, list)):
         dataset = tf.data.Dataset.from_tensor_slices(tuple(data)).batch(batch_size)
+    if _never_ends(data):
+        raise checks.bad_value(
+            "The data never ends.",
+            given=f"a {type(data).__name__} that is repeated forever",
+            expected="each example once",
+            fix="leave out .repeat(), or .take() the batches to compare on.",
+        )
+    if isinstance(data, keras.utils.PyDataset):
+        dataset = (data[index] for index in range(data.num_batches))
     for batch in dataset:
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
         if y is None:
             raise checks.bad_value(
                 "Labels are needed to compare.",
@@ -279,11 +353,22 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
                 expected="batches (x, y)",
                 fix="give the labelled test data.",
             )
-        yield x, y
+        yield x, y, weight
 
 
-def _with_raw(answer: Any) -> tuple[Any, list]:
-    return answer.outputs, answer.raw
+def _never_ends(data: Any) -> bool:
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches is None
+    return isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
+
+
+def _with_classes(output: np.ndarray) -> np.ndarray:
+    """Give outputs of one number per example their axis of classes."""
+    return output[:, None] if output.ndim == 1 else output
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1, values.shape[-1])
 
 
 def _cell(value: float | None) -> str:

@@ -27,7 +27,6 @@ class Agreement(keras.metrics.MeanMetricWrapper):
         Stanton et al. 2021, "Does Knowledge Distillation Really Work?", equation 3.
 
     Example:
-
     ```python
     import keras_kd as kd
 
@@ -63,7 +62,6 @@ class TeacherDivergence(keras.metrics.MeanMetricWrapper):
         Stanton et al. 2021, "Does Knowledge Distillation Really Work?", equation 4.
 
     Example:
-
     ```python
     import keras_kd as kd
 
@@ -98,13 +96,12 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         dtype: dtype of the state.
 
     Raises:
-        ValueError: "`bins` must be positive".
+        ValueError: "`bins` must be positive", "`bins` must be a whole number".
 
     Reference:
         Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
 
     Example:
-
     ```python
     import keras_kd as kd
 
@@ -113,11 +110,16 @@ class ExpectedCalibrationError(keras.metrics.Metric):
     ```
     """
 
-    def __init__(
-        self, bins: int = 15, name: str = "calibration_error", dtype: Any = None
-    ) -> None:
+    def __init__(self, bins: int = 15, name: str = "calibration_error", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.bins = int(checks.positive("bins", bins))
+        if checks.positive("bins", bins) != int(bins):
+            raise checks.bad_value(
+                "`bins` must be a whole number.",
+                given=bins,
+                expected="an int > 0",
+                fix="pass a whole number, for example bins=15.",
+            )
+        self.bins = int(bins)
         shape = (self.bins,)
         self._weights = self.add_variable(shape, initializer="zeros", name="weights")
         self._hits = self.add_variable(shape, initializer="zeros", name="hits")
@@ -126,14 +128,12 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count a batch into the bins."""
-        logits = ops.cast(ops.convert_to_tensor(y_pred), "float32")
+        logits, mask = _float32(y_pred), getattr(y_pred, "_keras_mask", None)
         p = ops.reshape(ops.softmax(logits, axis=-1), (-1, logits.shape[-1]))
         labels = ops.reshape(ops.cast(ops.convert_to_tensor(y_true), "int32"), (-1,))
         confidence = ops.max(p, axis=-1)
         hit = ops.cast(ops.equal(ops.cast(ops.argmax(p, axis=-1), "int32"), labels), "float32")
-        weight = ops.ones_like(confidence)
-        if sample_weight is not None:
-            weight = ops.reshape(ops.cast(ops.convert_to_tensor(sample_weight), "float32"), (-1,))
+        weight = ops.reshape(_weights(logits[..., 0], sample_weight, mask), (-1,))
         place = ops.cast(ops.ceil(confidence * self.bins), "int32") - 1  # bins are (low, high]
         rows = ops.one_hot(ops.clip(place, 0, self.bins - 1), self.bins) * weight[:, None]
         self._weights.assign_add(ops.sum(rows, axis=0))
@@ -150,7 +150,19 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         return {"bins": self.bins, "name": self.name, "dtype": self.dtype}
 
 
+def _weights(like: Any, *parts: Any) -> Any:
+    """Return one weight for each decision: the sample's weight, and 0 where a mask hides it."""
+    weight = ops.ones_like(like)
+    for part in parts:
+        if part is not None:
+            part = _float32(part)
+            missing = len(like.shape) - len(part.shape)
+            weight = weight * ops.reshape(part, (*ops.shape(part), *[1] * missing))
+    return weight
+
+
 def _agreement(teacher: Any, student: Any, activation: str) -> Any:
+    teacher, student = _float32(teacher), _float32(student)
     if activation == "softmax":
         same = ops.equal(ops.argmax(teacher, axis=-1), ops.argmax(student, axis=-1))
         return ops.cast(same, "float32")
@@ -158,12 +170,17 @@ def _agreement(teacher: Any, student: Any, activation: str) -> Any:
 
 
 def _divergence(teacher: Any, student: Any, activation: str) -> Any:
+    teacher, student = _float32(teacher), _float32(student)
     if activation == "softmax":
         log_t, log_s = ops.log_softmax(teacher, axis=-1), ops.log_softmax(student, axis=-1)
         return ops.sum(ops.exp(log_t) * (log_t - log_s), axis=-1)
     yes = ops.sigmoid(teacher) * (ops.log_sigmoid(teacher) - ops.log_sigmoid(student))
     no = ops.sigmoid(-teacher) * (ops.log_sigmoid(-teacher) - ops.log_sigmoid(-student))
     return ops.sum(yes + no, axis=-1)
+
+
+def _float32(tensor: Any) -> Any:
+    return ops.cast(ops.convert_to_tensor(tensor), "float32")
 
 
 def _activation(name: str) -> str:

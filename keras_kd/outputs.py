@@ -17,6 +17,10 @@ from keras_kd import checks
 TINY = float(np.finfo("float32").tiny)
 KINDS = ("auto", "logits", "probabilities", "values")
 ACTIVATIONS = ("softmax", "sigmoid")
+_NO_PROBABILITIES = tuple(
+    getattr(keras.activations, name)
+    for name in ("linear", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "softplus")
+)
 _PASSING = ("Activation", "Dropout", "Identity", "Flatten", "Reshape")
 
 
@@ -47,13 +51,17 @@ class OutputReader:
 
     def __call__(self, raw: Any) -> Any:
         """Return the outputs as float32 logits (values stay values)."""
+        self._check_names(raw)
         flat = keras.tree.flatten(raw)
         self._marked = [getattr(leaf, "_keras_logits", None) is not None for leaf in flat]
-        kinds = self.kinds or [
-            self._presume(*known) for known in zip(*self._known(len(flat)), strict=True)
-        ]
+        kinds = self.presumed(len(flat))
         logits = [to_log_space(leaf, kind) for leaf, kind in zip(flat, kinds, strict=True)]
         return keras.tree.pack_sequence_as(raw, logits)
+
+    def presumed(self, count: int) -> list[str]:
+        """Say what each of `count` outputs is, as far as is known by now."""
+        known = zip(*self._known(count), strict=True)
+        return self.kinds or [self._presume(*pair) for pair in known]
 
     def learn(self, raw: Any) -> None:
         """Decide from a first batch's values what each output is; refuse NaN.
@@ -62,12 +70,26 @@ class OutputReader:
             ValueError: "… is not finite", "… holds no probabilities", "… may be probabilities or
                 logits" where nothing tells.
         """
+        self._check_names(raw)
         leaves = keras.tree.flatten(raw)
         known = zip(*self._known(len(leaves)), strict=True)
         self.kinds = [
             self._decide(f"Output {index} of {self.who}", as_numbers(leaf), index, *pair)
             for index, (leaf, pair) in enumerate(zip(leaves, known, strict=True))
         ]
+
+    def _check_names(self, raw: Any) -> None:
+        """Refuse statements by name that are not the names of the outputs."""
+        if not isinstance(self.stated, dict):
+            return
+        names = list(raw) if isinstance(raw, dict) else []
+        if set(self.stated) != set(names):
+            raise checks.bad_value(
+                f"{self.who} has outputs of other names than was stated.",
+                given=f"outputs={self.stated!r}",
+                expected=f"the names {names}" if names else "no names: its output is no dict",
+                fix=self.fix,
+            )
 
     def _known(self, count: int) -> tuple[list[str], list[str | None]]:
         stated = keras.tree.flatten(self.stated)
@@ -85,6 +107,8 @@ class OutputReader:
     def _presume(self, stated: str, last: str | None) -> str:
         if stated == "probabilities":
             return last if last in ACTIVATIONS else self.activation
+        if stated == "values":
+            return stated
         return last if stated == "auto" and last in ACTIVATIONS else "logits"
 
     def _decide(
@@ -129,7 +153,8 @@ def refuse_not_finite(where: str, values: np.ndarray) -> None:
             f"{where} is not finite on the first batch.",
             given=f"{bad} of {values.size} values are NaN or infinite",
             expected="finite numbers",
-            fix="check the model's weights and the scaling of its input (kd.Teacher(preprocess=…)).",
+            fix="check the model's weights and the scaling of its input "
+            "(kd.Teacher(preprocess=…)).",
         )
 
 
@@ -143,8 +168,9 @@ def last_activations(model: keras.Model) -> list[str | None]:
     """Read the last activation of each (flattened) output of a model.
 
     Returns:
-        For each output `"softmax"`, `"sigmoid"`, `"linear"` (a layer that has an activation, and it
-        is another one), or `None` where it cannot be read, as in a subclassed model.
+        For each output `"softmax"`, `"sigmoid"`, `"linear"` (another activation of Keras, whose
+        values are no probabilities), or `None` where it cannot be read, as in a subclassed model or
+        behind a function of one's own.
     """
     outputs = getattr(model, "outputs", None)
     return [_last_activation(output) for output in outputs] if outputs else [None]
@@ -159,17 +185,20 @@ def _last_activation(tensor: Any) -> str | None:
     if inner and isinstance(operation, keras.Model):
         return _last_activation(inner[index])
     kind = type(operation).__name__
-    if kind in ("Softmax", "Sigmoid"):
-        return kind.lower()
-    activation = getattr(operation, "activation", None)
-    if activation is keras.activations.softmax:
-        return "softmax"
-    if activation is keras.activations.sigmoid:
+    if kind == "Softmax":
+        return "softmax" if operation.axis in (-1, len(tensor.shape) - 1) else None
+    if kind == "Sigmoid":
         return "sigmoid"
+    activation = getattr(operation, "activation", None)
+    if activation in (keras.activations.softmax, keras.activations.sigmoid):
+        return activation.__name__
     if kind in _PASSING and activation in (None, keras.activations.linear):
         source = operation.input if len(operation._inbound_nodes) == 1 else None
-        return None if source is None or keras.tree.is_nested(source) else _last_activation(source)
-    return None if activation is None else "linear"
+        if source is None or keras.tree.is_nested(source):
+            return None
+        found = _last_activation(source)
+        return None if found == "softmax" and source.shape[-1] != tensor.shape[-1] else found
+    return "linear" if activation in _NO_PROBABILITIES else None
 
 
 def is_distribution(values: np.ndarray) -> bool:

@@ -1,7 +1,8 @@
 """One pass through a model that also returns named intermediates.
 
-A tap is a path of layer names, `"backbone/block3/relu"`. The model itself is run, whatever its kind
-(Functional, Sequential, nested, subclassed); its layers are listened to for the length of that pass.
+A tap is a path of layer names, `"backbone/block3/relu"`. The model itself is run, whatever its
+kind (Functional, Sequential, nested, subclassed); its layers are listened to for the length of that
+pass.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class TappedModel:
             `tf.function`; "… was not called" for a layer that the pass does not run.
 
     Example:
-
     ```python
     import keras
     from keras_kd.taps import TappedModel
@@ -53,7 +53,7 @@ class TappedModel:
 
     def __init__(self, model: keras.Model, paths: Iterable[str] = ()) -> None:
         self.model = model
-        self.paths = tuple(dict.fromkeys(paths))
+        self.paths = tuple(dict.fromkeys(paths))  # each once, in order
         self._layers: dict[str, keras.layers.Layer] | None = None
         if self.paths and model.built:
             self._layers = self._resolve()
@@ -76,7 +76,26 @@ class TappedModel:
         }
 
     def _resolve(self) -> dict[str, keras.layers.Layer]:
-        return {path: find_layer(self.model, path.partition("#")[0]) for path in self.paths}
+        names = {path: path.partition("#")[0] for path in self.paths}
+        layers = {path: find_layer(self.model, name) for path, name in names.items()}
+        for name in names.values():
+            self._refuse_in_loop(name)
+        return layers
+
+    def _refuse_in_loop(self, name: str) -> None:
+        parts = name.split("/")
+        outer = [find_layer(self.model, "/".join(parts[:end])) for end in range(1, len(parts))]
+        if any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in outer):
+            raise self._out_of_reach(name)
+
+    def _out_of_reach(self, name: str) -> ValueError:
+        return checks.bad_value(
+            f"The output of layer {name!r} in model {self.model.name!r} is not reachable from "
+            "outside: it lives inside a loop (an RNN's cell, for example) or an inner tf.function.",
+            given=f"{name!r}",
+            expected="a layer whose output leaves the loop or function",
+            fix="tap the layer that contains it, such as the LSTM in place of its cell.",
+        )
 
     def _pick(self, path: str, calls: list[Any]) -> Any:
         name, _, number = path.partition("#")
@@ -89,13 +108,7 @@ class TappedModel:
                 fix="tap the layer that contains it, or the one that comes after it.",
             )
         if not all(_reachable(leaf) for leaf in keras.tree.flatten(calls)):
-            raise checks.bad_value(
-                f"The output of layer {name!r} {here} is not reachable from outside: it lives "
-                "inside a loop (an RNN's cell, for example) or an inner tf.function.",
-                given=f"{path!r}",
-                expected="a layer whose output leaves the loop or function",
-                fix="tap the layer that contains it, such as the LSTM in place of its cell.",
-            )
+            raise self._out_of_reach(name)
         if number and not (number.isdecimal() and int(number) < len(calls)):
             raise checks.bad_value(
                 f"Layer {name!r} {here} has no call number {number!r}.",
@@ -140,13 +153,16 @@ def find_layer(model: keras.Model, path: str) -> keras.layers.Layer:
     return found[0]
 
 
-def _walk(parent: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+def _walk(
+    parent: keras.layers.Layer, prefix: str = "", above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, keras.layers.Layer]]:
+    above = (*above, id(parent))
     for layer in parent._flatten_layers(include_self=False, recursive=False):
-        if isinstance(layer, keras.layers.InputLayer):
+        if isinstance(layer, keras.layers.InputLayer) or id(layer) in above:
             continue
         path = f"{prefix}{layer.name}"
         yield path, layer
-        yield from _walk(layer, f"{path}/")
+        yield from _walk(layer, f"{path}/", above)
 
 
 def _reachable(tensor: Any) -> bool:

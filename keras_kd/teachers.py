@@ -1,4 +1,7 @@
-"""Teachers: a batch goes in, outputs in log space come out. They are never trained, changed or saved."""
+"""Teachers: a batch goes in, outputs in log space come out.
+
+They are never trained, changed or saved.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import checks
-from keras_kd.outputs import ACTIVATIONS, KINDS, OutputReader
+from keras_kd.outputs import ACTIVATIONS, KINDS, OutputReader, keep_mask
 from keras_kd.taps import TappedModel
 
 
@@ -34,7 +37,6 @@ class Teacher:
         ValueError: "The teacher is no model", "There is no kind of outputs …".
 
     Example:
-
     ```python
     import keras
     import keras_kd as kd
@@ -104,19 +106,23 @@ class EnsembleTeacher(Teacher):
 
         log Σ wₖ·softmax(zₖ), or the logit of Σ wₖ·sigmoid(zₖ), or Σ wₖ·valuesₖ
 
+    Each output goes by what its members are: sigmoids, a softmax, or `outputs="values"`.
+
     Args:
-        members: `keras.Model`s or `kd.Teacher`s of the same outputs.
+        members: `keras.Model`s or `kd.Teacher`s (ensembles too) of the same outputs.
         weights: one weight ≥ 0 for each, normalised to sum 1. Defaults to equal weights.
-        activation: `"softmax"` or `"sigmoid"`, as in `kd.Teacher`.
+        activation: `"softmax"` or `"sigmoid"`: what belongs to members that give logits, and to
+            stated probabilities.
 
     Raises:
-        ValueError: "An ensemble needs members", "… weights for … teachers".
+        ValueError: "An ensemble needs members", "… weights for … teachers"; on a batch "The
+            teachers of an ensemble do not agree", "The teachers of an ensemble answer in other
+            shapes", "The mean of softmaxes over one class".
 
     Reference:
         Hinton et al. 2015, section 3 (distilling an ensemble).
 
     Example:
-
     ```python
     import keras
     import keras_kd as kd
@@ -134,10 +140,10 @@ class EnsembleTeacher(Teacher):
         weights: Sequence[float] | None = None,
         activation: str = "softmax",
     ) -> None:
-        if not members:
+        if isinstance(members, (keras.Model, Teacher)) or not members:
             raise checks.bad_value(
                 "An ensemble needs members.",
-                given="no teachers",
+                given=f"{members!r:.80} ({type(members).__name__})",
                 expected="one keras.Model or more",
                 fix="pass a list of trained models.",
             )
@@ -145,7 +151,8 @@ class EnsembleTeacher(Teacher):
             member if isinstance(member, Teacher) else Teacher(member, activation=activation)
             for member in members
         ]
-        given = [1.0] * len(self.members) if weights is None else list(weights)
+        equal = [1.0] * len(self.members)
+        given = [checks.number("weights", w) for w in (equal if weights is None else weights)]
         if len(given) != len(self.members) or min(given) < 0 or sum(given) <= 0:
             raise checks.bad_value(
                 f"{len(given)} weights for {len(self.members)} teachers do not fit.",
@@ -153,7 +160,7 @@ class EnsembleTeacher(Teacher):
                 expected="one weight >= 0 for each teacher, not all 0",
                 fix=f"pass {len(self.members)} weights.",
             )
-        self.weights = [checks.number("weights", weight) / sum(given) for weight in given]
+        self.weights = [weight / sum(given) for weight in given]
         _check_activation(activation)
         self.activation = activation
 
@@ -210,7 +217,7 @@ class Answer:
         outputs: the outputs in log space, float32: what losses on logits learn from.
         own: the outputs as the model gives them: what losses on features learn from.
         features: the tapped intermediates by path.
-        raw: the outputs of each model inside, for a look at their values.
+        raw: the outputs of each model inside (nested as ensembles are), for a look at their values.
     """
 
     def __init__(self, outputs: Any, own: Any, features: dict[str, Any], raw: list) -> None:
@@ -224,6 +231,7 @@ class AttachedTeacher:
     """One teacher as one Distiller uses it: its taps, and what its outputs turned out to be."""
 
     def __init__(self, teacher: Teacher, paths: Iterable[str] = ()) -> None:
+        self.name = teacher.name
         self.preprocess = teacher.preprocess
         self.tapped = TappedModel(teacher.model, paths)
         self.reader = OutputReader(
@@ -251,43 +259,86 @@ class AttachedTeacher:
         """What each output turned out to be, once a batch has been seen."""
         return self.reader.kinds
 
+    def presumed(self, count: int) -> list[str]:
+        """What each of `count` outputs is, as far as is known by now."""
+        return self.reader.presumed(count)
+
 
 class AttachedEnsemble:
     """Several attached teachers as one."""
 
     def __init__(self, ensemble: EnsembleTeacher) -> None:
-        self.members = [AttachedTeacher(member) for member in ensemble.members]
-        self.values = [_is_values(member) for member in ensemble.members]
+        self.members = [member.attach() for member in ensemble.members]
+        self.name = ensemble.name
         self.weights = ensemble.weights
         self.activation = ensemble.activation
 
     def __call__(self, inputs: Any) -> Answer:
         """Ask every member and combine what they answer."""
         answers = [member(inputs) for member in self.members]
-        combined = keras.tree.map_structure(self._combine, *[a.outputs for a in answers])
-        return Answer(combined, combined, {}, [answer.own for answer in answers])
+        outputs = [keras.tree.flatten(answer.outputs) for answer in answers]
+        self._refuse_other_shapes(outputs)
+        kinds = self.presumed(len(outputs[0]))
+        combined = [
+            keep_mask(logits[0], self._combine(logits, kind))
+            for logits, kind in zip(zip(*outputs, strict=True), kinds, strict=True)
+        ]
+        own = [_as_given(z, kind) for z, kind in zip(combined, kinds, strict=True)]
+        pack = keras.tree.pack_sequence_as
+        raw = [answer.raw for answer in answers]
+        return Answer(pack(answers[0].outputs, combined), pack(answers[0].outputs, own), {}, raw)
 
     def learn(self, raw: list) -> None:
         """Look at a first batch's raw outputs of each member."""
         for member, own in zip(self.members, raw, strict=True):
-            member.learn([own])
-        if not all(self.values) and self.activation == "softmax":
-            for leaf in keras.tree.flatten(raw[0]):
-                _refuse_single_class(tuple(leaf.shape))
+            member.learn(own)
 
     @property
     def kinds(self) -> list[str] | None:
-        """What each output of the first member turned out to be."""
-        return self.members[0].kinds
+        """What each output turned out to be, once a batch has been seen."""
+        first = self.members[0].kinds
+        return first and self.presumed(len(first))
 
-    def _combine(self, *logits: Any) -> Any:
-        if all(self.values):
-            return sum(w * z for w, z in zip(self.weights, logits, strict=True))
-        if self.activation == "softmax":
+    def presumed(self, count: int) -> list[str]:
+        """What each of `count` outputs is, as far as is known by now."""
+        members = [member.presumed(count) for member in self.members]
+        outputs = enumerate(zip(*members, strict=True))
+        return [self._agreed(index, set(kinds)) for index, kinds in outputs]
+
+    def _agreed(self, index: int, kinds: set[str]) -> str:
+        """Logits join the members that say what they are; nothing else can be mixed."""
+        certain = kinds - {"logits"}
+        if len(certain) > 1 or ("values" in certain and len(kinds) > 1):
+            raise checks.bad_value(
+                "The teachers of an ensemble do not agree on what they give.",
+                given=f"output {index} of {self.name!r}: {', '.join(sorted(kinds))}",
+                expected="one kind of outputs, of which a mean can be taken",
+                fix="use teachers of the same kind, or say what each of them is: "
+                'kd.EnsembleTeacher([kd.Teacher(model, outputs="values"), …]).',
+            )
+        return next(iter(certain), "logits")
+
+    def _combine(self, logits: Sequence[Any], kind: str) -> Any:
+        if kind == "values":
+            return sum(w * z for w, z in zip(self.weights, logits, strict=True) if w > 0)
+        if kind == "softmax" or (kind == "logits" and self.activation == "softmax"):
+            if self.kinds is not None:  # a subclassed model says what it is with its first batch
+                _refuse_single_class(tuple(logits[0].shape))
             return _log_mean([ops.log_softmax(z, axis=-1) for z in logits], self.weights)
         log_p = _log_mean([ops.log_sigmoid(z) for z in logits], self.weights)
         log_q = _log_mean([ops.log_sigmoid(-z) for z in logits], self.weights)
         return log_p - log_q
+
+    def _refuse_other_shapes(self, outputs: list[list[Any]]) -> None:
+        shapes = [[tuple(leaf.shape) for leaf in leaves] for leaves in outputs]
+        for member, other in zip(self.members, shapes, strict=True):
+            if other != shapes[0]:
+                raise checks.bad_value(
+                    "The teachers of an ensemble answer in other shapes.",
+                    given=f"{self.members[0].name!r} {shapes[0]}, {member.name!r} {other}",
+                    expected="outputs of the same shapes from every teacher",
+                    fix="use teachers of the same classes, in the same order.",
+                )
 
 
 def as_teacher(teacher: Any) -> Any:
@@ -328,7 +379,7 @@ def fingerprint(models: Iterable[keras.Model]) -> str:
         digest.update("/".join(type(layer).__name__ for layer in layers).encode())
         for variable in model.weights:
             digest.update(f"{tuple(variable.shape)}{variable.dtype}".encode())
-            digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable)).data)
+            digest.update(ops.convert_to_numpy(variable).tobytes())
     return digest.hexdigest()
 
 
@@ -337,8 +388,10 @@ def _check_activation(activation: Any) -> None:
         raise checks.unknown_name("activation", activation, ACTIVATIONS)
 
 
-def _is_values(member: Teacher) -> bool:
-    return set(keras.tree.flatten(member.outputs)) == {"values"}
+def _as_given(combined: Any, kind: str) -> Any:
+    """Turn a combined output back into what the members give."""
+    activations = {"softmax": ops.softmax, "sigmoid": ops.sigmoid}
+    return activations[kind](combined) if kind in activations else combined
 
 
 def _log_mean(logs: Sequence[Any], weights: Sequence[float]) -> Any:
@@ -351,7 +404,7 @@ def _refuse_single_class(shape: tuple) -> None:
     if shape[-1] == 1:
         raise checks.bad_value(
             "The mean of softmaxes over one class is constant and teaches nothing.",
-            given=f"teachers with outputs of shape {shape}",
+            given=f"teachers with an output of shape {shape}",
             expected="two or more classes, a sigmoid, or values",
             fix='use kd.EnsembleTeacher(models, activation="sigmoid"), or members that are '
             'kd.Teacher(model, outputs="values").',
