@@ -28,12 +28,26 @@ _HOMES = {
     "compare": "keras_kd.evaluation",
     "export_student": "keras_kd.export",
 }
-_ROOMS = ("callbacks", "data", "losses", "metrics", "recipes")
+_ROOMS = ("callbacks", "data", "losses", "metrics")
 
-__all__ = ["__version__", *_HOMES, *_ROOMS]  # noqa: PLE0604
+__all__ = [
+    "Distiller",
+    "EnsembleTeacher",
+    "FeatureDistillation",
+    "LogitsDistillation",
+    "Teacher",
+    "__version__",
+    "callbacks",
+    "compare",
+    "data",
+    "export_student",
+    "load_distiller",
+    "losses",
+    "metrics",
+]
 
 if TYPE_CHECKING:
-    from keras_kd import callbacks, data, losses, metrics, recipes
+    from keras_kd import callbacks, data, losses, metrics
     from keras_kd.distiller import Distiller
     from keras_kd.evaluation import compare
     from keras_kd.export import export_student

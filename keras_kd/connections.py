@@ -211,6 +211,9 @@ def _unique_names(losses: Sequence[KerasLoss]) -> list[str]:
                 expected='a name other than "loss" and "student_loss"',
                 fix="give it another name=.",
             )
-        repeats = sum(taken == name or taken.startswith(f"{name}_") and taken[len(name) + 1 :].isdecimal() for taken in names)
+        repeats = sum(
+            taken == name or (taken.startswith(f"{name}_") and taken[len(name) + 1 :].isdecimal())
+            for taken in names
+        )
         names.append(f"{name}_{repeats}" if repeats else name)
     return names

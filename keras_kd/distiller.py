@@ -53,7 +53,6 @@ class Distiller(keras.Model):
         Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.
 
     Example:
-
     ```python
     import keras, numpy as np
     import keras_kd as kd
@@ -119,7 +118,7 @@ class Distiller(keras.Model):
 
     @property
     def teacher(self) -> Teacher | AbsentTeacher:
-        """The teacher, as a plain `kd.Teacher` (its model is `.model`), which Keras cannot track."""
+        """The teacher as a plain `kd.Teacher` that Keras cannot track; its model is `.model`."""
         return self._teacher
 
     @property
@@ -345,9 +344,7 @@ class Distiller(keras.Model):
 
     def _first_execution(self, execute: Callable, iterator: Any) -> Any:
         first, again = peek(iterator, self.steps_per_execution)
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(
-            local_batch(first, self.distribute_strategy)
-        )
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(local_batch(first, self.distribute_strategy))
         teaching = self._teaching if self.needs_teacher else None
         self._look.at_batch(x, y, teaching, self._reader, eagerly=self.run_eagerly)
         if self.loss is not None and y is not None:

@@ -72,7 +72,8 @@ class FirstLook:
         teacher = self.ask(x)
         if teacher is None:
             return [], {}, student.own
-        self.connections.join(teacher, student)
+        with tf.init_scope():  # variables are made outside the graph, as a strategy needs it
+            self.connections.join(teacher, student)
         self.connections.values(teacher, student, y, None, tf.constant(0))
         return teacher.raw, teacher.features, student.own
 
@@ -149,7 +150,7 @@ def check_labels(loss: Any, y: Any, outputs: Any) -> None:
 
 
 def warn_of_logits(loss: Any, kinds: list[str], outputs: Any) -> None:
-    """Warn once where the student gives logits and the compiled loss takes them for probabilities."""
+    """Warn once where the student gives logits and the loss takes them for probabilities."""
     leaves = keras.tree.flatten(outputs)
     losses = [one for one, _, _ in _triples(loss, outputs, outputs)]
     if len(losses) != len(leaves):

@@ -25,7 +25,6 @@ def load_distiller(path: Any, teacher: Any = None, **kwargs: Any) -> Distiller:
         ValueError: "This is not the teacher that the student learned from", "… holds no Distiller".
 
     Example:
-
     ```python
     import os, tempfile
     import keras
