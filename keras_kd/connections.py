@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras.distillation import DistillationLoss as KerasLoss
 
 from keras_kd import checks, replicas
 from keras_kd.losses import base
 from keras_kd.teachers import Answer
-
-KerasLoss = keras.distillation.DistillationLoss
 
 
 class Connections(keras.layers.Layer):
@@ -63,7 +62,9 @@ class Connections(keras.layers.Layer):
                 self._places[index] = len(self.connectors)
                 self.connectors.append(connector)
 
-    def check_activations(self, teacher_kinds: list[str] | None, student_kinds: list[str]) -> None:
+    def check_activations(
+        self, teacher_kinds: list[str] | None, student_kinds: list[str] | None
+    ) -> None:
         """Refuse a softmax loss on sigmoid outputs, and the reverse.
 
         Raises:

@@ -158,7 +158,7 @@ class Distiller(keras.Model):
     def _set_teacher(self, teacher: Any) -> None:
         self._teacher = teacher
         self._teaching: Any = None
-        self.train_function = None
+        self.train_function: Callable | None = None
         if not isinstance(teacher, AbsentTeacher):
             self._teaching = teacher.attach(self.connections.teacher_paths)
         self._look = FirstLook(self._ask, self.learn, self.connections)
@@ -337,10 +337,12 @@ class Distiller(keras.Model):
     def make_train_function(self, force: bool = False) -> None:
         """Prepare the step; the first execution looks at its first batch before training on it."""
         super().make_train_function(force=force or not self._look.done)
-        if self.built and self.connections.shapes is not None and not self.optimizer.built:
+        complete = self.built and (self.connections.shapes is not None or not self.needs_teacher)
+        if complete and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)  # before a callback restores it
+        execute: Any = self.train_function
         if not self._look.done:
-            self.train_function = functools.partial(self._first_execution, self.train_function)
+            self.train_function = functools.partial(self._first_execution, execute)
 
     def _first_execution(self, execute: Callable, iterator: Any) -> Any:
         first, again = peek(iterator, self.steps_per_execution)
@@ -349,6 +351,7 @@ class Distiller(keras.Model):
         self._look.at_batch(x, y, teaching, self._reader, eagerly=self.run_eagerly)
         if self.loss is not None and y is not None:
             self._look.at_labels(self.loss, y, self._reader.kinds)
+        self._look.done = True
         self.train_function = execute
         return execute(again)
 

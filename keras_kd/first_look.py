@@ -60,12 +60,11 @@ class FirstLook:
         reader.learn(own)
         self.connections.check_activations(teaching and teaching.kinds, reader.kinds)
         self._outputs = own
-        self.done = True
 
-    def at_labels(self, loss: Any, y: Any, kinds: list[str]) -> None:
+    def at_labels(self, loss: Any, y: Any, kinds: list[str] | None) -> None:
         """Refuse labels without a class, and warn of a loss that mistakes logits."""
         check_labels(loss, y, self._outputs)
-        warn_of_logits(loss, kinds, self._outputs)
+        warn_of_logits(loss, kinds or [], self._outputs)
 
     def _meet(self, x: Any, y: Any) -> tuple[Any, Any, Any]:
         student = self.learn(x, training=False)
@@ -153,7 +152,7 @@ def warn_of_logits(loss: Any, kinds: list[str], outputs: Any) -> None:
     """Warn once where the student gives logits and the loss takes them for probabilities."""
     leaves = keras.tree.flatten(outputs)
     losses = [one for one, _, _ in _triples(loss, outputs, outputs)]
-    if len(losses) != len(leaves):
+    if not len(losses) == len(leaves) == len(kinds):
         return
     wrong = [_says_probabilities(o) and k == "logits" for o, k in zip(losses, kinds, strict=True)]
     if any(wrong):
