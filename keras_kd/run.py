@@ -221,6 +221,7 @@ def tell(
         for seed in plan.seeds
         for arm in lessons.ARMS
     }
+    progress.say("Comparing on the validation and the test split …")
     rows = {
         split: measure(teacher, students, getattr(dataset, split))
         for split in ("validation", "test")

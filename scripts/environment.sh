@@ -48,8 +48,8 @@ make_environment() {
     fi
   fi
   echo "Installing $(grep -c '==' requirements.txt) pinned packages into .venv (a few minutes, once) …"
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+  "$PYTHON" -m pip install -qq --disable-pip-version-check --requirement requirements.txt
+  "$PYTHON" -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps --editable .
   fingerprint "$PYTHON" >"$stamp"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -48,6 +49,14 @@ def save_npz(path, x, y, count=120):
             arrays[f"{kind}_test{ending}"] = array[half:count]
     np.savez(path, **arrays)
     return f"npz:{path}"
+
+
+def shell(folder, *words):
+    """Run a command in a process of its own, as a person does."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    env["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *sys.path])
+    command = [sys.executable, "-m", "keras_kd.cli", *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -308,23 +317,16 @@ def student():
 """
 
 
-def test_distill_a_subclassed_model_of_an_imported_module(tmp_path, flowers):
+def test_distill_a_subclassed_model_of_an_imported_module(tmp_path, flowers, monkeypatch):
+    """A fresh process, where only --import can have made the class known."""
     (tmp_path / "their_models.py").write_text(SUBCLASSED)
-    program = (
-        "import numpy as np, their_models\n"
-        "model = their_models.Net(16)\nmodel(np.zeros((1, 4), 'float32'))\n"
-        "model.save('net.keras')\n"
-    )
-    quiet = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
-    kwargs = {"cwd": tmp_path, "env": quiet, "capture_output": True, "text": True}
-    subprocess.run([sys.executable, "-c", program], check=True, **kwargs)
-    command = [sys.executable, "-m", "keras_kd.cli", "distill", "--teacher", "net.keras"]
-    command += ["--data", flowers[0], "--epochs", "1", "--name", "test"]
-    without = subprocess.run([*command, "--student", "net.keras"], **kwargs)
-    assert without.returncode == 2
-    assert "holds a class that Keras does not know" in without.stderr
-    command += ["--student", "their_models:student", "--import", "their_models"]
-    done = subprocess.run(command, **kwargs)
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = importlib.import_module("their_models").Net(16)
+    teacher(np.zeros((1, 4), "float32"))
+    teacher.save(tmp_path / "net.keras")
+    words = ["--teacher", "net.keras", "--student", "their_models:student", "--data", flowers[0]]
+    words += ["--import", "their_models", "--epochs", "1", "--name", "test"]
+    done = shell(tmp_path, "distill", *words)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     record = json.loads((tmp_path / "saved_models/distill/test/run.json").read_text())
@@ -404,20 +406,20 @@ def test_distill_a_sequence_model(tmp_path, rng):
     assert 0 <= record["students"]["distilled"]["test"]["agreement"]["mean"] <= 1
 
 
-def test_run_and_env_from_the_shell_are_quiet(tmp_path):
+def test_a_run_from_the_shell_is_quiet(tmp_path):
     """A fresh process: no banner, no warning, a table, and the folder that it names."""
-    command = [sys.executable, "-m", "keras_kd.cli"]
-    quiet = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
-    quiet["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *sys.path])
-    kwargs = {"cwd": tmp_path, "env": quiet, "capture_output": True, "text": True}
     words = ["run", "--smoke", "--data", "mnist1d", "--limit", "64", "--name", "shell"]
-    done = subprocess.run([*command, *words], **kwargs)
+    done = shell(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert (tmp_path / "saved_models" / "mnist1d" / "shell" / "run.json").is_file()
     assert "distilled" in done.stdout and "tensorboard --logdir" in done.stdout
-    done = subprocess.run([*command, "env"], **kwargs)
-    assert "tensorflow: " in done.stdout and "cpus: " in done.stdout and done.stderr == ""
+
+
+def test_env(capsys):
+    assert call("env") == 0
+    shown = capsys.readouterr().out
+    assert "tensorflow: " in shown and "cpus: " in shown
 
 
 # --- what is shown ------------------------------------------------------------------------------

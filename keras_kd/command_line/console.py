@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 COLUMNS = {
     "accuracy": ("accuracy %", 100.0, 2),
     "binary_accuracy": ("accuracy %", 100.0, 2),
-    "mse": ("squared error", 1.0, 4),
-    "agreement": ("agrees with teacher %", 100.0, 2),
-    "teacher_kl": ("KL to teacher", 1.0, 4),
-    "teacher_mse": ("squared distance to teacher", 1.0, 4),
-    "calibration_error": ("calibration error %", 100.0, 2),
+    "mse": ("MSE", 1.0, 4),
+    "agreement": ("agrees %", 100.0, 2),
+    "teacher_kl": ("KL", 1.0, 3),
+    "teacher_mse": ("MSE to teacher", 1.0, 4),
+    "calibration_error": ("ECE %", 100.0, 2),
     "parameters": ("parameters", 1.0, 0),
 }
 """Measurement -> its title in the table, the factor and the number of decimals to show it with."""
@@ -125,9 +125,10 @@ def results_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     Returns:
         A table for `rich.print`; a column for each metric that a row has.
     """
+    from rich import box
     from rich.table import Table
 
-    table = Table(header_style="bold")
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("")
     found = list(dict.fromkeys(name for row in rows.values() for name in row))
     names = sorted(found, key=lambda name: (_place(name), found.index(name)))
@@ -159,6 +160,7 @@ def print_results(record: Mapping[str, Any], path: Path, stream: TextIO | None =
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     chosen = record["chosen"]
     lines = [
+        "agrees: decides as the teacher does. KL: to the teacher, in nats. ECE: calibration error.",
         f"Test data: {record['data']['name']}, {record['data']['test']} examples; {spread}.",
         f"Exported: seed {chosen['seed']} ({chosen['by']}), in {path}",
         f"Curves:   tensorboard --logdir {path / 'logs'}",
