@@ -18,7 +18,8 @@ class HintConnector(keras.layers.Layer):
     """Pass the teacher's feature through and project the student's onto its shape."""
 
     def __init__(self, projector: keras.layers.Layer, **kwargs: Any) -> None:
-        super().__init__(dtype="float32", **kwargs)
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
         self.projector = projector
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
@@ -29,6 +30,17 @@ class HintConnector(keras.layers.Layer):
     def call(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Return both features in the teacher's shape."""
         return teacher, self.projector(student)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        projector = keras.saving.serialize_keras_object(self.projector)
+        return {**super().get_config(), "projector": projector}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> HintConnector:
+        """Make the layer again from `get_config()`."""
+        projector = keras.saving.deserialize_keras_object(config["projector"])
+        return cls(**{**config, "projector": projector})
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

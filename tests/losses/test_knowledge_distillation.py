@@ -85,7 +85,13 @@ def test_clipped_probabilities_have_no_gradient_and_ours_keeps_plus_minus_one():
 
 @pytest.mark.parametrize(
     "loss",
-    ["kl_divergence", "KLDivergence", "kld", keras.losses.KLDivergence(), keras.losses.kl_divergence],
+    [
+        "kl_divergence",
+        "KLDivergence",
+        "kld",
+        keras.losses.KLDivergence(),
+        keras.losses.kl_divergence,
+    ],
     ids=str,
 )
 def test_every_spelling_of_kl_divergence_is_the_softened_form(logits, loss):
@@ -169,7 +175,9 @@ def test_a_divergence_is_never_negative(rng, options, activation, _):
 
 def test_jensen_shannon_over_beta_tends_to_the_forward_kl_at_0_and_the_reverse_at_1(logits):
     def value(beta):
-        return float(LogitsDistillation(2.0, direction="jensen_shannon", beta=beta).compute_loss(*logits))
+        return float(
+            LogitsDistillation(2.0, direction="jensen_shannon", beta=beta).compute_loss(*logits)
+        )
 
     forward = references.kl_divergence(*logits, 2.0).mean()
     reverse = references.reverse_kl_divergence(*logits, 2.0).mean()

@@ -1,0 +1,178 @@
+"""Models with several outputs: lists, dicts, a loss or None for each, and words."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_kd.losses import (
+    DistillationLoss,
+    FeatureDistillation,
+    HardLabelDistillation,
+    LogitMatching,
+    LogitsDistillation,
+)
+from tests import references
+
+
+@pytest.fixture
+def pairs(rng):
+    """Three outputs of other widths: [(teacher, student), …]."""
+    return [tuple(rng.normal(size=(4, width)) for _ in range(2)) for width in (3, 5, 2)]
+
+
+def teacher_of(pairs):
+    return [teacher for teacher, _ in pairs]
+
+
+def student_of(pairs):
+    return [student for _, student in pairs]
+
+
+def kl(pair, temperature=3.0):
+    return references.kl_divergence(*pair, temperature).mean()
+
+
+def mse(pair):
+    return np.mean(((pair[0] - pair[1]) / 3.0) ** 2)
+
+
+def test_the_losses_of_all_outputs_are_added(pairs):
+    value = LogitsDistillation().compute_loss(teacher_of(pairs), student_of(pairs))
+    assert float(value) == pytest.approx(sum(kl(pair) for pair in pairs), rel=1e-6)
+    value = LogitMatching().compute_loss(tuple(teacher_of(pairs)), student_of(pairs))
+    expected = sum(references.logit_matching(*pair).mean() for pair in pairs)
+    assert float(value) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_list_names_a_loss_for_each_output_and_none_leaves_one_out(pairs):
+    loss = LogitsDistillation(loss=["mse", None, "kl_divergence"])
+    value = loss.compute_loss(teacher_of(pairs), student_of(pairs))
+    assert float(value) == pytest.approx(mse(pairs[0]) + kl(pairs[2]), rel=1e-6)
+
+
+def test_an_output_that_is_left_out_may_have_any_shape(pairs, rng):
+    other = rng.normal(size=(4, 7))
+    loss = LogitsDistillation(loss=["kl_divergence", None])
+    value = loss.compute_loss([pairs[0][0], other], [pairs[0][1], other[:, :2]])
+    assert float(value) == pytest.approx(kl(pairs[0]), rel=1e-6)
+
+
+def test_a_dict_names_a_loss_for_each_output_in_any_order(pairs):
+    names = ["z", "a", "m"]
+    teacher = dict(zip(names, teacher_of(pairs), strict=True))
+    student = dict(reversed(list(zip(names, student_of(pairs), strict=True))))
+    expected = kl(pairs[0]) + mse(pairs[1])
+    for loss in ({"z": "kl_divergence", "a": "mse", "m": None}, {"a": "mse", "z": "kld"}):
+        value = LogitsDistillation(loss=loss).compute_loss(teacher, student)
+        assert float(value) == pytest.approx(expected, rel=1e-6)
+
+
+def test_structures_may_be_nested_in_each_other(pairs):
+    def nest(values):
+        return {"b": values[0], "a": [values[1], values[2]]}
+
+    teacher, student = nest(teacher_of(pairs)), nest(student_of(pairs))
+    loss = LogitsDistillation(loss={"a": ["mse", None], "b": "kl_divergence"})
+    expected = kl(pairs[0]) + mse(pairs[1])
+    assert float(loss.compute_loss(teacher, student)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_feature_of_several_tensors_takes_a_loss_for_each(pairs):
+    loss = FeatureDistillation(loss=["mse", None, "cosine_similarity"])
+    value = loss.compute_loss(teacher_of(pairs), student_of(pairs))
+    expected = np.mean((pairs[0][0] - pairs[0][1]) ** 2) - references.cosine(*pairs[2]).mean()
+    assert float(value) == pytest.approx(expected, rel=1e-6)
+
+
+def test_sample_weights_are_for_all_outputs_or_for_each(pairs, rng):
+    weights = [rng.uniform(size=4) for _ in pairs]
+    each = [references.kl_divergence(*pair, 3.0) for pair in pairs]
+    outputs = teacher_of(pairs), student_of(pairs)
+    loss = LogitsDistillation()
+    shared = sum((weights[0] * values).mean() for values in each)
+    assert float(loss.compute_loss(*outputs, sample_weight=weights[0])) == pytest.approx(shared)
+    shared_list = float(loss.compute_loss(*outputs, sample_weight=list(map(float, weights[0]))))
+    assert shared_list == pytest.approx(shared)
+    own = sum((weight * values).mean() for weight, values in zip(weights, each, strict=True))
+    assert float(loss.compute_loss(*outputs, sample_weight=weights)) == pytest.approx(own)
+    partly = (weights[0] * each[0]).mean() + each[1].mean() + each[2].mean()
+    given = [weights[0], None, None]
+    assert float(loss.compute_loss(*outputs, sample_weight=given)) == pytest.approx(partly)
+
+
+def test_each_output_has_its_own_mask(rng):
+    shapes = (2, 3, 4), (2, 3, 5)
+    pairs = [tuple(rng.normal(size=shape) for _ in range(2)) for shape in shapes]
+    mask = np.array([[True, False, False], [True, True, False]])
+    masked = tf.constant(pairs[0][1])
+    masked._keras_mask = tf.constant(mask)
+    value = LogitsDistillation().compute_loss(teacher_of(pairs), [masked, pairs[1][1]])
+    first = (references.kl_divergence(*pairs[0], 3.0) * mask).sum() / 3
+    assert float(value) == pytest.approx(first + kl(pairs[1]), rel=1e-6)
+
+
+class LabelsSeen(DistillationLoss):
+    """Notes which labels came with which output."""
+
+    def per_example(self, teacher, student, y=None):
+        self.seen = [*getattr(self, "seen", []), y]
+        return keras.ops.sum(student, axis=-1)
+
+
+def test_labels_go_with_their_outputs_and_whole_where_they_are_of_another_structure(pairs):
+    outputs = teacher_of(pairs), student_of(pairs)
+    for y, expected in (
+        (None, [None] * 3),
+        ("abc", ["abc"] * 3),
+        (["a", "b", "c"], ["a", "b", "c"]),
+        ({"x": "a", "z": "b"}, [{"x": "a", "z": "b"}] * 3),
+    ):
+        loss = LabelsSeen()
+        loss.compute_loss(*outputs, y=y)
+        assert loss.seen == expected
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def test_another_number_of_outputs_is_refused(pairs):
+    words = r"got different outputs from the two models[\s\S]*teacher list \(0, 1\), student one"
+    with pytest.raises(ValueError, match=words):
+        HardLabelDistillation().compute_loss(teacher_of(pairs)[:2], pairs[0][1])
+
+
+def test_outputs_of_other_names_are_refused(pairs):
+    words = (
+        r"got different outputs from the two models[\s\S]*teacher dict \(a\), student dict \(b\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        LogitsDistillation().compute_loss({"a": pairs[0][0]}, {"b": pairs[0][1]})
+
+
+@pytest.mark.parametrize("kind", [LogitsDistillation, FeatureDistillation])
+def test_losses_of_another_structure_are_refused(pairs, kind):
+    words = "`loss` does not have the structure of the outputs"
+    outputs = teacher_of(pairs), student_of(pairs)
+    with pytest.raises(ValueError, match=words):
+        kind(loss=["mse", "mse"]).compute_loss(*outputs)
+    with pytest.raises(ValueError, match=words):
+        kind(loss={"a": "mse"}).compute_loss(*outputs)
+    with pytest.raises(ValueError, match=words):
+        kind(loss=["mse", "mse"]).compute_loss(*pairs[0])
+    named = [dict(zip("abc", side, strict=True)) for side in outputs]
+    with pytest.raises(ValueError, match=rf"{words}[\s\S]*dict \(a, typo\)"):
+        kind(loss={"a": "mse", "typo": "mse"}).compute_loss(*named)
+
+
+def test_weights_of_another_structure_are_refused(pairs):
+    words = "`sample_weight` does not have the structure of the outputs"
+    weights = [np.ones(4)] * 2
+    with pytest.raises(ValueError, match=words):
+        LogitsDistillation().compute_loss(*pairs[0], sample_weight=weights)
+    with pytest.raises(ValueError, match=words):
+        LogitsDistillation().compute_loss(
+            teacher_of(pairs), student_of(pairs), sample_weight=weights
+        )
