@@ -1,8 +1,11 @@
 """Knowledge distillation for Keras 3 on TensorFlow: teach a small model what a big one knows.
 
 ```python
+import keras
 import keras_kd as kd
 
+teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(64), keras.layers.Dense(3)])
+student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 distiller = kd.Distiller(teacher, student, kd.LogitsDistillation(temperature=4.0))
 ```
 
