@@ -48,18 +48,19 @@ def softened_name(loss: Any) -> str | None:
         ("categorical_crossentropy", keras.losses.CategoricalCrossentropy),
     ):
         if type(kept) is cls:
-            _refuse_options(kept, cls())
+            _refuse_options(kept)
         if kept is getattr(keras.losses, name) or type(kept) is cls:
             return name
     return None
 
 
-def _refuse_options(loss: keras.losses.Loss, plain: keras.losses.Loss) -> None:
+def _refuse_options(loss: keras.losses.Loss) -> None:
     """Refuse options of a Keras loss that the softened form would have to ignore."""
+    plain = type(loss)().get_config()
     changed = {
         key: value
         for key, value in loss.get_config().items()
-        if key not in ("name", "from_logits", "reduction") and value != plain.get_config().get(key)
+        if key not in ("name", "from_logits", "reduction") and value != plain.get(key)
     }
     if changed:
         raise checks.bad_value(

@@ -102,8 +102,9 @@ class LogitsDistillation(base.DistillationLoss):
         name: name in the logs. Defaults to `"logits_distillation"`.
 
     Raises:
-        ValueError: "`temperature` must be positive", "There is no direction …", "`direction`,
-            `beta` and `activation` belong to …", "A softmax over one class is constant".
+        ValueError: "`temperature` must be positive", "There is no direction …", "There is no loss
+            …", "`direction`, `beta` and `activation` belong to …", "A softmax over one class is
+            constant".
 
     Reference:
         Hinton et al. 2015, section 2 (soft targets and the T² of section 2.1); Agarwal et al. 2024,

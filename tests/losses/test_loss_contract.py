@@ -1,4 +1,4 @@
-"""What every loss of keras_kd.losses keeps: found there by name, so a new loss is tested at once."""
+"""What every loss of keras_kd.losses keeps: found there by name, so that a new one is in."""
 
 from __future__ import annotations
 
