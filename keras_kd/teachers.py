@@ -83,7 +83,7 @@ class Teacher:
         """The model's name."""
         return self.model.name
 
-    def attach(self, paths: Iterable[str] = ()) -> AttachedTeacher:
+    def attach(self, paths: Iterable[str] = ()) -> AttachedTeacher | AttachedEnsemble:
         """Make the form that a Distiller calls: with taps, and one look at the first batch."""
         return AttachedTeacher(self, paths)
 
