@@ -103,7 +103,8 @@ class LogitsDistillation(base.DistillationLoss):
 
     Raises:
         ValueError: "`temperature` must be positive", "There is no direction …", "There is no loss
-            …", "`direction`, `beta` and `activation` belong to …", "A softmax over one class is
+            …", "`beta` belongs to the Jensen-Shannon divergence", "`direction`, `beta` and
+            `activation` belong to …", "A softmax over one class is
             constant".
 
     Reference:
@@ -159,6 +160,7 @@ class LogitsDistillation(base.DistillationLoss):
         name = keras_losses.softened_name(loss)
         temperature, activation = self.temperature, self._activation
         if name == "kl_divergence":
+            self._refuse_idle_beta()
             return self._softened(
                 lambda t, s: kl_divergence(t, s, temperature, self.direction, self.beta, activation)
             )
@@ -176,6 +178,15 @@ class LogitsDistillation(base.DistillationLoss):
             )
         function = keras_losses.resolve_loss(loss)
         return lambda t, s, y=None: function(t / temperature, s / temperature)
+
+    def _refuse_idle_beta(self) -> None:
+        if self.beta != 0.5 and self.direction != "jensen_shannon":
+            raise checks.bad_value(
+                "`beta` belongs to the Jensen-Shannon divergence.",
+                given=f"beta={self.beta}, direction={self.direction!r}",
+                expected='direction="jensen_shannon", or no beta',
+                fix='add direction="jensen_shannon", or leave beta out.',
+            )
 
     def _softened(self, function: Callable) -> Callable:
         """Make the term of one output; with one of these, this is a softmax (or sigmoid) loss."""
