@@ -315,7 +315,7 @@ def test_an_impossible_beta_is_refused(beta):
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_beta_without_jensen_shannon_is_refused(direction):
     with pytest.raises(ValueError, match=r"`beta` belongs to the Jensen-Shannon divergence"):
-        kd.LogitsDistillation(direction=direction, beta=0.3)
+        LogitsDistillation(direction=direction, beta=0.3)
 
 
 def test_a_beta_that_is_no_number_is_refused():
