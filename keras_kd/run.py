@@ -80,7 +80,6 @@ def run(
     home = records.writable(Path(out) / recipe_name)
     path = records.new_path(home, name)
     dataset = prepared(plan, data_dir)
-    lessons.new_student(plan, dataset, plan.seeds[0])
     teaching = lessons.Teaching(plan, dataset, home / "teachers")
     with records.whole(path) as folder, progress:
         progress.begin(stages(plan, 0 if teaching.kept else plan.teacher_epochs))
@@ -179,6 +178,7 @@ def distill(
         seeds=seeds,
     )
     lessons.check(teacher_model, "teacher", dataset)
+    lessons.rehearse(plan, teacher_model, dataset)
     about = {"source": teacher, "fingerprint": fingerprint([teacher_model])}
     with records.whole(path) as folder, progress:
         progress.begin(stages(plan))

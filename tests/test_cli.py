@@ -224,10 +224,17 @@ def test_models_and_data_that_do_not_fit_are_refused(capsys, tmp_path, flowers, 
     assert "The module 'no_module' cannot be imported" in say(more=("--import", "no_module"))
     assert "There is no distillation loss 'Logits'" in say(more=("--distillation-losses", "Logits"))
     assert "There is no Keras loss 'cross'" in say(more=("--loss", "cross"))
+    hint = "FeatureDistillation(teacher_layer_name='block', student_layer_name='block')"
+    assert "with the path 'block'" in say(more=("--distillation-losses", hint))
+    broken = keras.models.load_model(teacher)
+    broken.set_weights([weight * np.nan for weight in broken.get_weights()])
+    broken.save(tmp_path / "broken.keras")
+    assert "is not finite" in say(teacher=str(tmp_path / "broken.keras"))
     x = rng.normal(size=(120, 4)).astype("float32")
     other = save_npz(tmp_path / "other.npz", x, np.arange(120) % 7)
     assert "The labels reach further than the student's classes" in say(data=other)
     assert not list((tmp_path / "out" / "distill").iterdir())
+    assert "alone" not in capsys.readouterr().out  # nothing was trained
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):

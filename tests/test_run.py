@@ -270,7 +270,7 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
         run(Tiny(), out=tmp_path, progress=progress, epoch=3)
     with pytest.raises(ValueError, match="cannot be written to"):
         run(Tiny(), out=tmp_path / "file", progress=progress)
-    with pytest.raises(ValueError, match="The student does not take the data's inputs"):
+    with pytest.raises(ValueError, match="The teacher does not take the data's inputs"):
         run(recipes.load("mnist1d"), data="digits", out=tmp_path, progress=progress)
     with pytest.raises(ValueError, match="There is no data set 'digit'"):
         run(Tiny(), data="digit", out=tmp_path, progress=progress)

@@ -173,19 +173,19 @@ def print_results(record: Mapping[str, Any], path: Path, stream: TextIO | None =
 def silent_stderr() -> Iterator[None]:
     """Keep what native code writes to standard error, and show it only when the block fails."""
     sys.stderr.flush()
-    saved = os.dup(2)
+    saved, done = os.dup(2), False
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
-            kept.seek(0)
-            os.write(saved, kept.read())
-            raise
+            done = True
         finally:
             sys.stderr.flush()
             os.dup2(saved, 2)
             os.close(saved)
+            if not done:
+                kept.seek(0)
+                os.write(2, kept.read())
 
 
 def _place(name: str) -> int:

@@ -78,6 +78,7 @@ class Teaching:
         self._recipe, self._dataset = recipe, dataset
         self._model = recipe.teacher()
         check(self._model, "teacher", dataset)
+        rehearse(recipe, self._model, dataset)
         key = records.teacher_key(recipe, dataset, self._model, TEACHER_SEED)
         self.folder = kept / key
         self.record = records.load_teacher_record(self.folder)
@@ -148,6 +149,43 @@ def new_student(plan: StudentPlan, dataset: Dataset, seed: int) -> keras.Model:
     return student
 
 
+def distiller(plan: StudentPlan, teacher: keras.Model, student: keras.Model) -> keras.Model:
+    """Join a teacher and a student by the plan's losses and weights."""
+    from keras_kd.distiller import Distiller
+
+    return Distiller(
+        teacher=teacher,
+        student=student,
+        distillation_losses=plan.distillation_losses(),
+        distillation_loss_weights=plan.distillation_loss_weights(),
+        student_loss_weight=plan.student_loss_weight,
+    )
+
+
+def rehearse(plan: StudentPlan, teacher: keras.Model, dataset: Dataset) -> None:
+    """Distil one batch into a student that is thrown away, so that what cannot work fails now.
+
+    Without it a layer's wrong name or a teacher that answers NaN would be found only after the
+    teacher and the student alone were trained.
+
+    Args:
+        plan: the student and its numbers.
+        teacher: the teacher, trained or not.
+        dataset: the prepared data.
+
+    Raises:
+        ValueError: whatever the Distiller refuses.
+    """
+    learner = distiller(plan, teacher, new_student(plan, dataset, plan.seeds[0]))
+    learner.compile(
+        optimizer=plan.optimizer(plan.learning_rate, 1),
+        loss=plan.loss(),
+        metrics=plan.metrics(),
+        run_eagerly=True,
+    )
+    learner.fit(dataset.train.batches(plan.batch_size).take(1), shuffle=False, verbose=0)
+
+
 def teach_student(
     arm: str,
     plan: StudentPlan,
@@ -171,18 +209,8 @@ def teach_student(
     Returns:
         The plain student, its history and time.
     """
-    from keras_kd.distiller import Distiller
-
     student = new_student(plan, dataset, seed)
-    learner = student
-    if arm == "distilled":
-        learner = Distiller(
-            teacher=teacher,
-            student=student,
-            distillation_losses=plan.distillation_losses(),
-            distillation_loss_weights=plan.distillation_loss_weights(),
-            student_loss_weight=plan.student_loss_weight,
-        )
+    learner = student if arm == "alone" else distiller(plan, teacher, student)
     budget = Budget(plan.epochs, plan.learning_rate, plan.student_augmentation(), seed)
     stage = f"{arm} seed {seed}"
     trained = fit(learner, plan, dataset, budget, stage, logs, progress)

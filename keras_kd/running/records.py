@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_kd import checks
+from keras_kd import __version__, checks
 
 if TYPE_CHECKING:
     import keras
@@ -36,7 +36,6 @@ SCHEMA = 1
 """The version of run.json's layout; it changes when a field changes its meaning or goes."""
 
 PACKAGES = (
-    "keras-kd",
     "keras",
     "tensorflow",
     "numpy",
@@ -265,7 +264,7 @@ def load_teacher_record(folder: Path) -> dict[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "keras-kd": __version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
