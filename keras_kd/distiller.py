@@ -89,14 +89,6 @@ class Distiller(keras.Model):
         self.student_loss_weight = checks.fraction("student_loss_weight", student_loss_weight)
         self.connections = Connections(distillation_losses, distillation_loss_weights)
         self._tapped = TappedModel(student, self.connections.student_paths)
-        self._reader = OutputReader(
-            student,
-            who=f"student {student.name!r}",
-            stated="auto",
-            activation="softmax",
-            fix="end the student in a layer without activation (logits), or in a keras.layers."
-            "Activation that says what it is.",
-        )
         self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self._loss_trackers = [keras.metrics.Mean(name=name) for name in self.connections.names]
         self._evaluating = False
@@ -161,6 +153,15 @@ class Distiller(keras.Model):
         self.train_function: Callable | None = None
         if not isinstance(teacher, AbsentTeacher):
             self._teaching = teacher.attach(self.connections.teacher_paths)
+        values = set(keras.tree.flatten(getattr(teacher, "outputs", "auto"))) == {"values"}
+        self._reader = OutputReader(
+            self.student,
+            who=f"student {self.student.name!r}",
+            stated="values" if values else "auto",
+            activation="softmax",
+            fix="end the student in a layer without activation (logits), or in a keras.layers."
+            "Activation that says what it is.",
+        )
         self._look = FirstLook(self._ask, self.learn, self.connections)
         if self._teaching is not None and all(model.built for model in teacher.models):
             self._look.at_shapes(self.student)
@@ -351,7 +352,7 @@ class Distiller(keras.Model):
         self._look.at_batch(x, y, teaching, self._reader, eagerly=self.run_eagerly)
         if self.loss is not None and y is not None:
             self._look.at_labels(self.loss, y, self._reader.kinds)
-        self._look.done = True
+        self._look.done = self.built = True
         self.train_function = execute
         return execute(again)
 

@@ -92,6 +92,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
     Args:
         bins: number of equal bins of confidence. Defaults to 15.
+        from_logits: whether `y_pred` holds logits, or probabilities. Defaults to `True`.
         name: name in the logs.
         dtype: dtype of the state.
 
@@ -110,8 +111,15 @@ class ExpectedCalibrationError(keras.metrics.Metric):
     ```
     """
 
-    def __init__(self, bins: int = 15, name: str = "calibration_error", dtype: Any = None) -> None:
+    def __init__(
+        self,
+        bins: int = 15,
+        from_logits: bool = True,
+        name: str = "calibration_error",
+        dtype: Any = None,
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
+        self.from_logits = from_logits
         if checks.positive("bins", bins) != int(bins):
             raise checks.bad_value(
                 "`bins` must be a whole number.",
@@ -128,12 +136,13 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count a batch into the bins."""
-        logits, mask = _float32(y_pred), getattr(y_pred, "_keras_mask", None)
-        p = ops.reshape(ops.softmax(logits, axis=-1), (-1, logits.shape[-1]))
+        given, mask = _float32(y_pred), getattr(y_pred, "_keras_mask", None)
+        p = ops.softmax(given, axis=-1) if self.from_logits else given
+        p = ops.reshape(p, (-1, given.shape[-1]))
         labels = ops.reshape(ops.cast(ops.convert_to_tensor(y_true), "int32"), (-1,))
         confidence = ops.max(p, axis=-1)
         hit = ops.cast(ops.equal(ops.cast(ops.argmax(p, axis=-1), "int32"), labels), "float32")
-        weight = ops.reshape(_weights(logits[..., 0], sample_weight, mask), (-1,))
+        weight = ops.reshape(_weights(given[..., 0], sample_weight, mask), (-1,))
         place = ops.cast(ops.ceil(confidence * self.bins), "int32") - 1  # bins are (low, high]
         rows = ops.one_hot(ops.clip(place, 0, self.bins - 1), self.bins) * weight[:, None]
         self._weights.assign_add(ops.sum(rows, axis=0))
@@ -147,7 +156,12 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        return {"bins": self.bins, "name": self.name, "dtype": self.dtype}
+        return {
+            "bins": self.bins,
+            "from_logits": self.from_logits,
+            "name": self.name,
+            "dtype": self.dtype,
+        }
 
 
 def _weights(like: Any, *parts: Any) -> Any:

@@ -25,7 +25,6 @@ class Projector(keras.layers.Layer):
         layer: a layer of your own in the place of the linear map, or `None`.
 
     Example:
-
     ```python
     import keras
     from keras_kd.projectors import Projector

@@ -174,6 +174,10 @@ class EnsembleTeacher(Teacher):
         """The members' names, joined."""
         return "+".join(member.name for member in self.members)
 
+    def fingerprint(self) -> str:
+        """Return a hash of the members' layers and weights, and of their shares."""
+        return fingerprint(self.models, np.round(self.weights, 6).tolist())
+
     def attach(self, paths: Iterable[str] = ()) -> AttachedEnsemble:
         """Make the form that a Distiller calls; an ensemble has no intermediates of its own."""
         paths = list(paths)
@@ -367,13 +371,13 @@ def no_model(role: str, given: Any) -> ValueError:
     )
 
 
-def fingerprint(models: Iterable[keras.Model]) -> str:
+def fingerprint(models: Iterable[keras.Model], shares: Sequence[float] = ()) -> str:
     """Hash the kinds of layers and every weight of some models, the same in every process.
 
     Names are left out, since Keras numbers them by the process. Unbuilt models have no weights
     yet, and are told apart by their layers only.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(repr(shares).encode(), digest_size=16)
     for model in models:
         layers = [model, *model._flatten_layers(include_self=False)]
         digest.update("/".join(type(layer).__name__ for layer in layers).encode())

@@ -711,3 +711,19 @@ def test_a_loss_of_the_users_own_may_return_an_array():
     weight = np.linspace(0, 2, len(x))
     logs = one_step(make(teacher, student, PerExample()), x, y, weight)
     assert logs["per_example"] == pytest.approx((expected * weight).mean(), rel=1e-5)
+
+
+def test_a_teacher_of_values_makes_the_student_one_of_values():
+    class Bounded(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = keras.layers.Dense(1)
+
+        def call(self, inputs):
+            return keras.ops.clip(self.head(inputs), 0.0, 0.9) + 0.05
+
+    x, y = data()
+    teacher = kd.Teacher(mlp(16, classes=1), outputs="values")
+    settings = {"loss": "mse", "metrics": None}
+    distiller = make(teacher, Bounded(), kd.losses.LogitMatching(), compile_with=settings)
+    assert np.isfinite(distiller.fit(x, y[:, None] / 2.0, verbose=0).history["loss"][0])

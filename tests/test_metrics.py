@@ -189,3 +189,11 @@ def test_what_makes_no_metric_is_refused() -> None:
         ExpectedCalibrationError(bins=2.5)
     with pytest.raises(TypeError, match="`bins` must be a number"):
         ExpectedCalibrationError(bins="15")
+
+
+def test_the_calibration_error_of_probabilities_is_that_of_their_logits(rng) -> None:
+    logits, labels = rng.normal(size=(40, 4)), rng.integers(0, 4, 40)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    by_logits = ExpectedCalibrationError()(labels, logits)
+    by_probabilities = ExpectedCalibrationError(from_logits=False)(labels, p)
+    np.testing.assert_allclose(by_probabilities, by_logits, atol=1e-6)

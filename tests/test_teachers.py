@@ -179,7 +179,7 @@ def test_an_ensemble_inside_an_ensemble_is_one_more_member(x) -> None:
     expected = np.log(2 / 3 * (pa / 4 + 3 * pb / 4) + pc / 3)
     np.testing.assert_allclose(outer(x), expected, atol=1e-5)
     assert outer.models == [a, b, c]
-    assert outer.fingerprint() == fingerprint([a, b, c])
+    assert outer.fingerprint() == fingerprint([a, b, c], [0.666667, 0.333333])
 
 
 def test_an_ensemble_answers_in_its_members_own_terms_too(x) -> None:
@@ -279,6 +279,13 @@ def test_a_fingerprint_does_not_go_by_names() -> None:
     a, b = affine(name="a"), affine(name="b")
     b.set_weights(a.get_weights())
     assert kd.Teacher(a).fingerprint() == kd.Teacher(b).fingerprint()
+
+
+def test_a_fingerprint_sees_the_shares_of_an_ensemble() -> None:
+    members = [keras.Sequential([keras.Input((2,)), layers.Dense(2)]) for _ in range(2)]
+    equal, other = kd.EnsembleTeacher(members), kd.EnsembleTeacher(members, weights=[3, 1])
+    assert equal.fingerprint() == kd.EnsembleTeacher(members, weights=[2, 2]).fingerprint()
+    assert equal.fingerprint() != other.fingerprint()
 
 
 def test_a_fingerprint_sees_one_weight_and_one_layer() -> None:

@@ -41,7 +41,6 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             shape … does not fit …" for a weight that matches no leading axes.
 
     Example:
-
     ```python
     import keras
     import keras_kd as kd

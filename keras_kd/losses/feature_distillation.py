@@ -73,7 +73,6 @@ class FeatureDistillation(base.DistillationLoss):
         Romero et al. 2015, equation 3; the regressor r is section 2.2.
 
     Example:
-
     ```python
     import keras_kd as kd
 

@@ -36,7 +36,6 @@ class HardLabelDistillation(base.DistillationLoss):
         Touvron et al. 2021, equation 3 (its second term).
 
     Example:
-
     ```python
     import keras_kd as kd
 

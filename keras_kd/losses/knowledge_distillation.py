@@ -112,7 +112,6 @@ class LogitsDistillation(base.DistillationLoss):
         section 2, for Jensen-Shannon.
 
     Example:
-
     ```python
     import keras_kd as kd
 
@@ -238,7 +237,6 @@ class SoftCrossEntropy(base.DistillationLoss):
         Hinton et al. 2015, section 2.
 
     Example:
-
     ```python
     import keras_kd as kd
 

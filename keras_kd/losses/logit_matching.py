@@ -40,7 +40,6 @@ class LogitMatching(base.DistillationLoss):
         Ba and Caruana 2014, equation 1.
 
     Example:
-
     ```python
     import keras_kd as kd
 
