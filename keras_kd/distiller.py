@@ -351,7 +351,8 @@ class Distiller(keras.Model):
         teaching = self._teaching if self.needs_teacher else None
         self._look.at_batch(x, y, teaching, self._reader, eagerly=self.run_eagerly)
         if self.loss is not None and y is not None:
-            self._look.at_labels(self.loss, y, self._reader.kinds)
+            names = getattr(self.student, "output_names", None) or []
+            self._look.at_labels(self.loss, y, self._reader.kinds, names)
         self._look.done = self.built = True
         self.train_function = execute
         return execute(again)

@@ -61,10 +61,10 @@ class FirstLook:
         self.connections.check_activations(teaching and teaching.kinds, reader.kinds)
         self._outputs = own
 
-    def at_labels(self, loss: Any, y: Any, kinds: list[str] | None) -> None:
+    def at_labels(self, loss: Any, y: Any, kinds: list[str] | None, names: list[str]) -> None:
         """Refuse labels without a class, and warn of a loss that mistakes logits."""
-        check_labels(loss, y, self._outputs)
-        warn_of_logits(loss, kinds or [], self._outputs)
+        check_labels(loss, y, self._outputs, names)
+        warn_of_logits(loss, kinds or [], self._outputs, names)
 
     def _meet(self, x: Any, y: Any) -> tuple[Any, Any, Any]:
         student = self.learn(x, training=False)
@@ -128,14 +128,16 @@ def local_batch(data: Any, strategy: tf.distribute.Strategy) -> Any:
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], data)
 
 
-def check_labels(loss: Any, y: Any, outputs: Any) -> None:
+def check_labels(loss: Any, y: Any, outputs: Any, names: list[str]) -> None:
     """Refuse integer labels that the student has no class for.
 
     Raises:
         ValueError: "A label has no class".
     """
-    for one, label, output in _triples(loss, y, outputs):
-        if not _is_sparse(one) or not len(output.shape):
+    losses, labels_of = _by_output(loss, outputs, names), _by_output(y, outputs, names)
+    leaves = keras.tree.flatten(outputs)
+    for one, label, output in zip(losses or [], labels_of or [], leaves, strict=False):
+        if not _is_sparse(one) or label is None or not len(output.shape):
             continue
         labels, classes = np.asarray(label), int(output.shape[-1])
         if labels.size and labels.max() >= classes:
@@ -148,11 +150,10 @@ def check_labels(loss: Any, y: Any, outputs: Any) -> None:
             )
 
 
-def warn_of_logits(loss: Any, kinds: list[str], outputs: Any) -> None:
+def warn_of_logits(loss: Any, kinds: list[str], outputs: Any, names: list[str]) -> None:
     """Warn once where the student gives logits and the loss takes them for probabilities."""
-    leaves = keras.tree.flatten(outputs)
-    losses = [one for one, _, _ in _triples(loss, outputs, outputs)]
-    if not len(losses) == len(leaves) == len(kinds):
+    losses = _by_output(loss, outputs, names)
+    if losses is None or len(losses) != len(kinds):
         return
     wrong = [_says_probabilities(o) and k == "logits" for o, k in zip(losses, kinds, strict=True)]
     if any(wrong):
@@ -168,15 +169,14 @@ def warn_of_logits(loss: Any, kinds: list[str], outputs: Any) -> None:
         )
 
 
-def _triples(loss: Any, y: Any, outputs: Any) -> list[tuple[Any, Any, Any]]:
-    """Line up losses, labels and outputs; nothing where they do not."""
+def _by_output(given: Any, outputs: Any, names: list[str]) -> list[Any] | None:
+    """Line losses or labels up with the flat outputs, as Keras does; `None` where they do not."""
     leaves = keras.tree.flatten(outputs)
-    if isinstance(loss, dict) and isinstance(outputs, dict) and isinstance(y, dict):
-        return [(loss.get(key), y[key], outputs[key]) for key in outputs if key in y]
-    losses, labels = keras.tree.flatten(loss), keras.tree.flatten(y)
-    if len(losses) == len(labels) == len(leaves):
-        return list(zip(losses, labels, leaves, strict=True))
-    return []
+    if isinstance(given, dict):
+        keys = keras.tree.flatten({k: k for k in outputs}) if isinstance(outputs, dict) else names
+        return [given.get(key) for key in keys] if len(keys) == len(leaves) else None
+    parts = list(given) if isinstance(given, (list, tuple)) else [given]
+    return parts if len(parts) == len(leaves) else None
 
 
 def _is_sparse(loss: Any) -> bool:

@@ -34,7 +34,7 @@ class MnistMlp(base.Recipe):
     data: str = "tfds:mnist"
     batch_size: int = 128
     teacher_epochs: int = 40
-    epochs: int = 20
+    epochs: int = 40
     learning_rate: float = 1e-3
     teacher_learning_rate: float = 1e-3
     temperature: float = 4.0
