@@ -6,7 +6,7 @@ The data set is MNIST-1D (Greydanus and Kobak 2024): 5,000 generated signals, of
 the test set. The teacher learns from signals turned around at random, so that it knows their
 form wherever it begins. The student sees the signals as they are: alone it knows all of them by
 heart and is sure of too much, and the teacher's soft targets are what it lacks. Expected result:
-the README's table of results.
+the README's table of results, in about two minutes on two cores.
 """
 
 from __future__ import annotations
