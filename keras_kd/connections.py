@@ -9,8 +9,8 @@ import keras
 from keras.distillation import DistillationLoss as KerasLoss
 
 from keras_kd import checks, replicas
+from keras_kd.attached import Answer
 from keras_kd.losses import base
-from keras_kd.teachers import Answer
 
 
 class Connections(keras.layers.Layer):

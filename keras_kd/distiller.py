@@ -11,11 +11,12 @@ import keras
 import tensorflow as tf
 
 from keras_kd import checks, replicas
+from keras_kd.attached import Answer
 from keras_kd.connections import Connections
-from keras_kd.first_look import FirstLook, local_batch, peek
+from keras_kd.first_look import FirstLook, local_batch, no_labels, nothing_to_train, peek
 from keras_kd.outputs import OutputReader
 from keras_kd.taps import TappedModel
-from keras_kd.teachers import AbsentTeacher, Answer, Teacher, as_teacher, no_model
+from keras_kd.teachers import AbsentTeacher, Teacher, as_teacher, no_model
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -253,11 +254,11 @@ class Distiller(keras.Model):
 
     def _total_loss(self, teacher: Answer | None, student: Answer, y: Any, weight: Any) -> Any:
         """Add up this replica's part of the total: the gradients' sum over replicas is exact."""
-        total = _sum([*self.student.losses, *self.connections.losses]) / replicas.count()
+        total = replicas.once([*self.student.losses, *self.connections.losses])
         student_loss = self._student_loss(y, student.own, weight)
         if self.student_loss_weight > 0:
             if student_loss is None:
-                raise _no_labels(self.student_loss_weight)
+                raise no_labels(self.student_loss_weight)
             total += self.student_loss_weight * student_loss
         if teacher is None:
             return total
@@ -290,7 +291,7 @@ class Distiller(keras.Model):
     ) -> Any:
         """Return student_loss + Σ student.losses, which is what `evaluate` calls the loss."""
         student_loss = self._student_loss(y, y_pred, sample_weight)
-        total = _sum(self.student.losses) / replicas.count()
+        total = replicas.once(self.student.losses)
         return total if student_loss is None else total + student_loss
 
     def _track_total(self, total: Any, x: Any) -> None:
@@ -353,6 +354,8 @@ class Distiller(keras.Model):
         if self.loss is not None and y is not None:
             names = getattr(self.student, "output_names", None) or []
             self._look.at_labels(self.loss, y, self._reader.kinds, names)
+        if not self.trainable_variables:
+            raise nothing_to_train(self.student.name)
         self._look.done = self.built = True
         self.train_function = execute
         return execute(again)
@@ -401,23 +404,6 @@ class Distiller(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
-
-
-def _sum(losses: Sequence[Any]) -> Any:
-    total = tf.zeros(())
-    for loss in losses:
-        total += tf.reduce_sum(tf.cast(loss, tf.float32))
-    return total
-
-
-def _no_labels(weight: float) -> ValueError:
-    return checks.bad_value(
-        f"Labels are needed at student_loss_weight={weight}.",
-        given="batches without labels",
-        expected="batches (x, y)",
-        fix="give the labels, or make the Distiller with student_loss_weight=0 to learn from the "
-        "teacher alone.",
-    )
 
 
 def _computes_in_float16(model: keras.Model) -> bool:

@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd import checks, metrics
+from keras_kd.attached import Answer
 from keras_kd.outputs import OutputReader, as_numbers
 from keras_kd.taps import call_model
 from keras_kd.tasks import METRIC, Task, class_numbers, find_tasks, name_labels
-from keras_kd.teachers import Answer, as_teacher, no_model
+from keras_kd.teachers import as_teacher, no_model
 
 
 class Comparison:
@@ -174,19 +175,28 @@ class _Asked:
 
     def __init__(self, who: Any) -> None:
         self.who = who
-        self._function: Any = None
+        self._traced: dict[str, Any] = {}
 
     def __call__(self, x: Any) -> _Said:
-        if self._function is None:
+        x = keras.tree.map_structure(tf.convert_to_tensor, x)
+        if not self._traced:
             self.who.learn(self.who(x).raw)
-            self._function = tf.function(self._parts, autograph=False, reduce_retracing=True)
-        outputs, own, masks = self._function(x)
+        outputs, own, masks = self._function(x)(x)
         return _Said(
             names=sorted(outputs) if isinstance(outputs, dict) else None,
             logits=[_with_classes(as_numbers(leaf)) for leaf in keras.tree.flatten(outputs)],
             own=[_with_classes(as_numbers(leaf)) for leaf in keras.tree.flatten(own)],
             masks=[None if mask is None else np.asarray(mask) for mask in masks],
         )
+
+    def _function(self, x: Any) -> Any:
+        """Return the graph for inputs of this shape, traced once for batches of any size."""
+        spec = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), x)
+        key = str(spec)
+        if key not in self._traced:
+            function = tf.function(self._parts, autograph=False)
+            self._traced[key] = function.get_concrete_function(spec)
+        return self._traced[key]
 
     def _parts(self, x: Any) -> tuple[Any, Any, list]:
         answer = self.who(x)

@@ -128,6 +128,27 @@ def local_batch(data: Any, strategy: tf.distribute.Strategy) -> Any:
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], data)
 
 
+def no_labels(weight: float) -> ValueError:
+    """Make the error for batches without labels where the labels' loss counts."""
+    return checks.bad_value(
+        f"Labels are needed at student_loss_weight={weight}.",
+        given="batches without labels",
+        expected="batches (x, y)",
+        fix="give the labels, or make the Distiller with student_loss_weight=0 to learn from the "
+        "teacher alone.",
+    )
+
+
+def nothing_to_train(name: str) -> ValueError:
+    """Make the error for a student without trainable weights."""
+    return checks.bad_value(
+        f"Student {name!r} has nothing to train.",
+        given="no trainable weights",
+        expected="a student with trainable weights",
+        fix="set student.trainable = True, and compile again.",
+    )
+
+
 def check_labels(loss: Any, y: Any, outputs: Any, names: list[str]) -> None:
     """Refuse integer labels that the student has no class for.
 

@@ -6,6 +6,7 @@ exact with uneven shares, a replica's mean must count by its part of the global 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -30,6 +31,14 @@ def total(local: Any) -> Any:
 def share(local: Any) -> Any:
     """Return this replica's part of the global batch: local / total (1.0 without a strategy)."""
     return 1.0 if count() == 1 else tf.math.divide_no_nan(local, total(local))
+
+
+def once(losses: Sequence[Any]) -> Any:
+    """Add up losses that every replica has (regularisers), so that the replicas' sum is theirs."""
+    total = tf.zeros(())
+    for loss in losses:
+        total += tf.reduce_sum(tf.cast(loss, tf.float32))
+    return total / count()
 
 
 def examples(outputs: Any) -> Any:

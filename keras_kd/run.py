@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,7 @@ def run(
         ValueError: for a recipe, field, folder, data set or shape that does not fit, before
             anything is trained.
     """
-    progress = progress or Progress()
+    started, progress = now(), progress or Progress()
     recipe_name, plan = resolve(recipe, changes)
     home = records.writable(Path(out) / recipe_name)
     path = records.new_path(home, name)
@@ -84,7 +83,17 @@ def run(
     with records.whole(path) as folder, progress:
         progress.begin(stages(plan, 0 if teaching.kept else plan.teacher_epochs))
         teacher, about = teaching.teach(folder / "logs" / "teacher", progress)
-        tell(plan, teacher, about, dataset, folder, progress, recipe=recipe_name, command=command)
+        tell(
+            plan,
+            teacher,
+            about,
+            dataset,
+            folder,
+            progress,
+            started=started,
+            recipe=recipe_name,
+            command=command,
+        )
     return path
 
 
@@ -144,7 +153,7 @@ def distill(
     """
     from keras_kd.teachers import fingerprint
 
-    progress = progress or Progress()
+    started, progress = now(), progress or Progress()
     plans.check_settings(
         seeds=seeds,
         epochs=epochs,
@@ -186,7 +195,17 @@ def distill(
             progress.say(
                 "Every seed starts from the student file's weights, in its own data order."
             )
-        tell(plan, teacher_model, about, dataset, folder, progress, recipe=None, command=command)
+        tell(
+            plan,
+            teacher_model,
+            about,
+            dataset,
+            folder,
+            progress,
+            started=started,
+            recipe=None,
+            command=command,
+        )
     return path
 
 
@@ -198,6 +217,7 @@ def tell(
     folder: Path,
     progress: Progress,
     *,
+    started: datetime.datetime,
     recipe: str | None,
     command: Sequence[str] | None,
 ) -> None:
@@ -210,10 +230,10 @@ def tell(
         dataset: the prepared data.
         folder: the run's folder, to be filled.
         progress: hears where it is.
+        started: when the run began.
         recipe: the recipe's name, or None for a person's own models.
         command: the command line, if there is one.
     """
-    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     students = {
         f"{arm}-seed{seed}": lessons.teach_student(
             arm, plan, teacher, dataset, seed, folder / "logs" / f"{arm}-seed{seed}", progress
@@ -235,7 +255,7 @@ def tell(
         "recipe": recipe,
         "command": command,
         "started": started.isoformat(timespec="seconds"),
-        "seconds": time.monotonic() - clock,
+        "seconds": (now() - started).total_seconds(),
         "seeds": plan.seeds,
         "config": plans.config_of(plan),
         "versions": records.versions(),
@@ -362,6 +382,11 @@ def ship(
             path = Path(made.path).relative_to(folder)
             exports[form] = {"path": path, "certificate": made.certificate}
     return exports
+
+
+def now() -> datetime.datetime:
+    """Return the time, with its zone."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 def about_data(dataset: Dataset) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import numpy as np
 from keras import ops
 
 from keras_kd import checks
-from keras_kd.outputs import ACTIVATIONS, KINDS, OutputReader, keep_mask
-from keras_kd.taps import TappedModel
+from keras_kd.attached import AttachedEnsemble, AttachedTeacher
+from keras_kd.outputs import ACTIVATIONS, KINDS
 
 
 class Teacher:
@@ -214,137 +214,6 @@ class AbsentTeacher:
         )
 
 
-class Answer:
-    """What a teacher answers to one batch.
-
-    Attributes:
-        outputs: the outputs in log space, float32: what losses on logits learn from.
-        own: the outputs as the model gives them: what losses on features learn from.
-        features: the tapped intermediates by path.
-        raw: the outputs of each model inside (nested as ensembles are), for a look at their values.
-    """
-
-    def __init__(self, outputs: Any, own: Any, features: dict[str, Any], raw: list) -> None:
-        self.outputs = outputs
-        self.own = own
-        self.features = features
-        self.raw = raw
-
-
-class AttachedTeacher:
-    """One teacher as one Distiller uses it: its taps, and what its outputs turned out to be."""
-
-    def __init__(self, teacher: Teacher, paths: Iterable[str] = ()) -> None:
-        self.name = teacher.name
-        self.preprocess = teacher.preprocess
-        self.tapped = TappedModel(teacher.model, paths)
-        self.reader = OutputReader(
-            teacher.model,
-            who=f"teacher {teacher.name!r}",
-            stated=teacher.outputs,
-            activation=teacher.activation,
-            fix='say what it is: kd.Teacher(model, outputs="logits"), "probabilities" (with '
-            'activation="softmax" or "sigmoid") or "values".',
-        )
-
-    def __call__(self, inputs: Any) -> Answer:
-        """Ask the teacher; it may be traced."""
-        if self.preprocess is not None:
-            inputs = self.preprocess(inputs)
-        own, features = self.tapped(inputs, training=False)
-        return Answer(self.reader(own), own, features, [own])
-
-    def learn(self, raw: list) -> None:
-        """Look at a first batch's raw outputs, once: refuse NaN, find out what they are."""
-        self.reader.learn(raw[0])
-
-    @property
-    def kinds(self) -> list[str] | None:
-        """What each output turned out to be, once a batch has been seen."""
-        return self.reader.kinds
-
-    def presumed(self, count: int) -> list[str]:
-        """What each of `count` outputs is, as far as is known by now."""
-        return self.reader.presumed(count)
-
-
-class AttachedEnsemble:
-    """Several attached teachers as one."""
-
-    def __init__(self, ensemble: EnsembleTeacher) -> None:
-        self.members = [member.attach() for member in ensemble.members]
-        self.name = ensemble.name
-        self.weights = ensemble.weights
-        self.activation = ensemble.activation
-
-    def __call__(self, inputs: Any) -> Answer:
-        """Ask every member and combine what they answer."""
-        answers = [member(inputs) for member in self.members]
-        outputs = [keras.tree.flatten(answer.outputs) for answer in answers]
-        self._refuse_other_shapes(outputs)
-        kinds = self.presumed(len(outputs[0]))
-        combined = [
-            keep_mask(logits[0], self._combine(logits, kind))
-            for logits, kind in zip(zip(*outputs, strict=True), kinds, strict=True)
-        ]
-        own = [_as_given(z, kind) for z, kind in zip(combined, kinds, strict=True)]
-        pack = keras.tree.pack_sequence_as
-        raw = [answer.raw for answer in answers]
-        return Answer(pack(answers[0].outputs, combined), pack(answers[0].outputs, own), {}, raw)
-
-    def learn(self, raw: list) -> None:
-        """Look at a first batch's raw outputs of each member."""
-        for member, own in zip(self.members, raw, strict=True):
-            member.learn(own)
-
-    @property
-    def kinds(self) -> list[str] | None:
-        """What each output turned out to be, once a batch has been seen."""
-        first = self.members[0].kinds
-        return first and self.presumed(len(first))
-
-    def presumed(self, count: int) -> list[str]:
-        """What each of `count` outputs is, as far as is known by now."""
-        members = [member.presumed(count) for member in self.members]
-        outputs = enumerate(zip(*members, strict=True))
-        return [self._agreed(index, set(kinds)) for index, kinds in outputs]
-
-    def _agreed(self, index: int, kinds: set[str]) -> str:
-        """Logits join the members that say what they are; nothing else can be mixed."""
-        certain = kinds - {"logits"}
-        if len(certain) > 1 or ("values" in certain and len(kinds) > 1):
-            raise checks.bad_value(
-                "The teachers of an ensemble do not agree on what they give.",
-                given=f"output {index} of {self.name!r}: {', '.join(sorted(kinds))}",
-                expected="one kind of outputs, of which a mean can be taken",
-                fix="use teachers of the same kind, or say what each of them is: "
-                'kd.EnsembleTeacher([kd.Teacher(model, outputs="values"), …]).',
-            )
-        return next(iter(certain), "logits")
-
-    def _combine(self, logits: Sequence[Any], kind: str) -> Any:
-        if kind == "values":
-            return sum(w * z for w, z in zip(self.weights, logits, strict=True) if w > 0)
-        if kind == "softmax" or (kind == "logits" and self.activation == "softmax"):
-            if self.kinds is not None:  # a subclassed model says what it is with its first batch
-                _refuse_single_class(tuple(logits[0].shape))
-            return _log_mean([ops.log_softmax(z, axis=-1) for z in logits], self.weights)
-        log_p = _log_mean([ops.log_sigmoid(z) for z in logits], self.weights)
-        log_q = _log_mean([ops.log_sigmoid(-z) for z in logits], self.weights)
-        return log_p - log_q
-
-    def _refuse_other_shapes(self, outputs: list[list[Any]]) -> None:
-        shapes = [[tuple(leaf.shape) for leaf in leaves] for leaves in outputs]
-        for member, other in zip(self.members, shapes, strict=True):
-            if other != shapes[0]:
-                raise checks.bad_value(
-                    "The teachers of an ensemble answer in other shapes.",
-                    given=f"{self.members[0].name!r} {shapes[0]}, {member.name!r} {other}",
-                    expected="outputs of the same shapes from every teacher",
-                    fix="use teachers of the same classes, in the same order.",
-                )
-
-
 def as_teacher(teacher: Any) -> Any:
     """Take what `kd.Distiller(teacher=…)` takes, and return a teacher.
 
@@ -390,26 +259,3 @@ def fingerprint(models: Iterable[keras.Model], shares: Sequence[float] = ()) -> 
 def _check_activation(activation: Any) -> None:
     if activation not in ACTIVATIONS:
         raise checks.unknown_name("activation", activation, ACTIVATIONS)
-
-
-def _as_given(combined: Any, kind: str) -> Any:
-    """Turn a combined output back into what the members give."""
-    activations = {"softmax": ops.softmax, "sigmoid": ops.sigmoid}
-    return activations[kind](combined) if kind in activations else combined
-
-
-def _log_mean(logs: Sequence[Any], weights: Sequence[float]) -> Any:
-    """Return log Σ wₖ·exp(logₖ) without leaving log space."""
-    weighted = [z + float(np.log(w)) for z, w in zip(logs, weights, strict=True) if w > 0]
-    return ops.logsumexp(ops.stack(weighted), axis=0)
-
-
-def _refuse_single_class(shape: tuple) -> None:
-    if shape[-1] == 1:
-        raise checks.bad_value(
-            "The mean of softmaxes over one class is constant and teaches nothing.",
-            given=f"teachers with an output of shape {shape}",
-            expected="two or more classes, a sigmoid, or values",
-            fix='use kd.EnsembleTeacher(models, activation="sigmoid"), or members that are '
-            'kd.Teacher(model, outputs="values").',
-        )

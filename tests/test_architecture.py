@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("checks",),
     ("data", "keras_losses", "metrics", "outputs", "projectors", "replicas", "taps"),
-    ("losses", "tasks", "teachers"),
+    ("attached", "losses", "tasks"),
+    ("teachers",),
     ("connections",),
     ("first_look",),
     ("distiller",),
@@ -28,7 +29,15 @@ FLOORS = (
     ("command_line",),
     ("cli",),
 )
-TRAINING = {"callbacks", "connections", "distiller", "evaluation", "first_look", "loading"}
+TRAINING = {
+    "attached",
+    "callbacks",
+    "connections",
+    "distiller",
+    "evaluation",
+    "first_look",
+    "loading",
+}
 SHIPPING = {"export"}
 ONE_BASE = ("losses", "recipes", "export")  # their files import no sibling other than base.py
 

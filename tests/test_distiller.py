@@ -727,3 +727,20 @@ def test_a_teacher_of_values_makes_the_student_one_of_values():
     settings = {"loss": "mse", "metrics": None}
     distiller = make(teacher, Bounded(), kd.losses.LogitMatching(), compile_with=settings)
     assert np.isfinite(distiller.fit(x, y[:, None] / 2.0, verbose=0).history["loss"][0])
+
+
+def test_a_frozen_student_is_refused():
+    x, y = data()
+    student = mlp(4)
+    student.trainable = False
+    with pytest.raises(ValueError, match=r"has nothing to train[\s\S]*trainable = True"):
+        make(student=student).fit(x, y, verbose=0)
+
+
+def test_a_teacher_of_another_input_shape_is_refused_with_preprocess_as_the_fix():
+    teacher = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"takes inputs of another shape[\s\S]*preprocess="):
+        kd.Distiller(teacher, mlp(4), kd.LogitsDistillation())
+    x, y = data()
+    cut = kd.Teacher(teacher, preprocess=lambda inputs: inputs[:, :5])
+    assert np.isfinite(make(cut, mlp(4)).fit(x, y, verbose=0).history["loss"][0])
