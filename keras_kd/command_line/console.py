@@ -163,10 +163,23 @@ def print_results(record: Mapping[str, Any], path: Path, stream: TextIO | None =
         "agrees: decides as the teacher does. KL: to the teacher, in nats. ECE: calibration error.",
         f"Test data: {record['data']['name']}, {record['data']['test']} examples; {spread}.",
         f"Exported: seed {chosen['seed']} ({chosen['by']}), in {path}",
+        *[about_file(made) for made in record["exports"].values() if "certificate" in made],
         f"Curves:   tensorboard --logdir {path / 'logs'}",
     ]
     for line in lines:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def about_file(made: Mapping[str, Any]) -> str:
+    """Say of an exported file how big it is and how near to the Keras model it answers."""
+    certificate = made["certificate"]
+    verified = certificate["verified"]
+    largest = max(output["relative_difference"] for output in verified["outputs"].values())
+    near = f"within {largest:.0e} of" if largest else "equal to"
+    return (
+        f"          {made['path']}, {certificate['bytes'] / 1000:,.0f} kB: {near} the Keras model's "
+        f"outputs on {verified['examples']:,} examples"
+    )
 
 
 @contextlib.contextmanager
