@@ -176,10 +176,8 @@ def about_file(made: Mapping[str, Any]) -> str:
     verified = certificate["verified"]
     largest = max(output["relative_difference"] for output in verified["outputs"].values())
     near = f"within {largest:.0e} of" if largest else "equal to"
-    return (
-        f"          {made['path']}, {certificate['bytes'] / 1000:,.0f} kB: {near} the Keras model's "
-        f"outputs on {verified['examples']:,} examples"
-    )
+    size, examples = f"{certificate['bytes'] / 1000:,.0f} kB", f"{verified['examples']:,} examples"
+    return f"          {made['path']}, {size}: {near} the Keras model's outputs on {examples}"
 
 
 @contextlib.contextmanager
