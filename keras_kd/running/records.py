@@ -44,7 +44,7 @@ PACKAGES = (
     "tensorboard",
     "tensorflow-datasets",
 )
-TEACHER_FIELDS = ("data", "batch_size", "teacher_epochs", "teacher_learning_rate", "limit")
+TEACHER_FIELDS = ("batch_size", "teacher_epochs", "teacher_learning_rate", "limit")
 STUDENT_METHODS = (
     "student",
     "student_augmentation",

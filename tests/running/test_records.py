@@ -106,6 +106,7 @@ def test_the_key_changes_with_what_decides_the_teacher_and_nothing_else():
     change = dataclasses.replace
     assert key() == key()
     assert key(change(mnist1d.RECIPE, epochs=1, seeds=(7,), temperature=9.0)) == key()
+    assert key(change(mnist1d.RECIPE, data="npz:the same data from elsewhere.npz")) == key()
     assert key(change(mnist1d.RECIPE, teacher_epochs=1)) != key()
     assert key(change(mnist1d.RECIPE, teacher_learning_rate=1.0)) != key()
     assert key(change(mnist1d.RECIPE, batch_size=7)) != key()
