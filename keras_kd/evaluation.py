@@ -14,7 +14,15 @@ from keras_kd import checks, metrics
 from keras_kd.attached import Answer
 from keras_kd.outputs import OutputReader, as_numbers
 from keras_kd.taps import call_model
-from keras_kd.tasks import METRIC, Task, class_numbers, find_tasks, name_labels
+from keras_kd.tasks import (
+    METRIC,
+    Task,
+    check_labels,
+    class_numbers,
+    find_tasks,
+    name_labels,
+    weigh,
+)
 from keras_kd.teachers import as_teacher, no_model
 
 
@@ -81,7 +89,8 @@ def compare(
         data: a batched `tf.data.Dataset` (or `PyDataset`) of `(x, y)` or `(x, y, sample_weight)`,
             or such arrays. Labels say what the task is: one class number or one-hot row for each
             decision is classification; 0 or 1 for each output is binary (several: multi-label);
-            other numbers, and any for a teacher with `outputs="values"`, are regression.
+            other numbers, and any for a teacher with `outputs="values"`, are regression. Looked at
+            are all the labels of arrays, and the first batch of a stream (or of masked sequences).
         batch_size: for arrays. Defaults to 256.
 
     Returns:
@@ -90,7 +99,8 @@ def compare(
     Raises:
         ValueError: "Nobody to compare with the teacher", "… is no model", "There is no data to
             compare on", "The data never ends", "Labels are needed to compare", "The labels … do not
-            fit", "… answers in other shapes than the teacher", and what `kd.Teacher` refuses.
+            fit", "The labels … changed their kind" after the first batch, "… answers in other
+            shapes than the teacher", and what `kd.Teacher` refuses.
 
     Example:
     ```python
@@ -113,17 +123,25 @@ def compare(
     measures: dict[str, _Measures] = {}
     for x, y, weight in _batches(data, batch_size):
         said = {"teacher": taught(x)}
-        if not measures:
+        if not pupils:
             kinds = taught.who.kinds
             names = _names(said["teacher"], teaching.models[0], y)
-            tasks = find_tasks(name_labels(y, names), said["teacher"].logits, kinds, names)
             pupils = {name: _Asked(_Pupil(name, students[name], kinds)) for name in students}
+        said |= {name: pupil(x) for name, pupil in pupils.items()}
+        _check_shapes(said)
+        shapes, labels = said["teacher"].shapes, name_labels(y, names)
+        masks = [row.masks for row in said.values()]
+        weights = weigh(shapes, weight, masks)
+        if not measures:
+            masked = any(mask is not None for mask in keras.tree.flatten(masks))
+            seen = None if masked else _of_arrays(data, shapes, names)
+            seen = seen or (labels, shapes, weights)
+            tasks = find_tasks(seen[0], seen[1], kinds, names, seen[2])
             measures = {
                 name: _Measures(tasks, name == "teacher") for name in ("teacher", *students)
             }
-        said |= {name: pupil(x) for name, pupil in pupils.items()}
-        _check_shapes(said)
-        _count(measures, said, name_labels(y, names), _weights(said, weight))
+        check_labels(tasks, labels, shapes, weights)
+        _count(measures, said, labels, weights)
     if not measures:
         raise checks.bad_value(
             "There is no data to compare on.",
@@ -144,7 +162,8 @@ class _Pupil:
 
     def __init__(self, name: str, model: keras.Model, taught: Sequence[str]) -> None:
         fix = "end it in a layer without activation, or in a keras.layers.Activation."
-        stated = "values" if set(taught) == {"values"} else "auto"
+        stated = ["values" if kind == "values" else "auto" for kind in taught]
+        stated = stated if len(set(stated)) > 1 else stated[0]
         self.reader = OutputReader(model, f"student {name!r}", stated, "softmax", fix)
         self.model = model
 
@@ -273,22 +292,14 @@ def _count(
         measure.examples += len(said["teacher"].logits[0])
 
 
-def _weights(said: Mapping[str, _Said], given: Any) -> list[np.ndarray]:
-    """Return the weight of each decision of each output: the sample's, and 0 where one masks it."""
-    shapes = said["teacher"].shapes
-    samples = keras.tree.flatten(given)
-    samples = samples * len(shapes) if len(samples) == 1 else samples
-    weights = []
-    for index, (sample, shape) in enumerate(zip(samples, shapes, strict=True)):
-        weight = np.ones(shape[:-1], "float32")
-        for part in (sample, *(row.masks[index] for row in said.values())):
-            if part is not None:
-                part = as_numbers(part)
-                weight = weight * part.reshape(
-                    part.shape[: weight.ndim] + (1,) * (weight.ndim - part.ndim)
-                )
-        weights.append(weight.reshape(-1))
-    return weights
+def _of_arrays(data: Any, shapes: Sequence[tuple[int, ...]], names: Sequence[str]) -> Any:
+    """Return all labels, the outputs' shapes and the weights of arrays; `None` for a stream."""
+    if not isinstance(data, (tuple, list)):
+        return None
+    y, *weight = tf.data.Dataset.from_tensors(tuple(data[1:])).get_single_element()
+    labels = name_labels(y, names)
+    all_shapes = [(len(labels[0]), *shape[1:]) for shape in shapes]
+    return labels, all_shapes, weigh(all_shapes, weight[0] if weight else None, [])
 
 
 def _names(teacher: _Said, model: keras.Model, y: Any) -> list[str]:

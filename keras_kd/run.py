@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from keras_kd.data import Dataset, Split
     from keras_kd.recipes import Recipe
     from keras_kd.running.plans import StudentPlan
+    from keras_kd.teachers import Teacher
 
 SETTINGS = (
     "seeds",
@@ -242,8 +243,9 @@ def tell(
         for arm in lessons.ARMS
     }
     progress.say("Comparing on the validation and the test split …")
+    compared = lessons.stated(teacher, dataset)
     rows = {
-        split: measure(teacher, students, getattr(dataset, split))
+        split: measure(compared, students, getattr(dataset, split))
         for split in ("validation", "test")
     }
     chosen = choose(plan.seeds, students, rows["validation"])
@@ -310,13 +312,14 @@ def prepared(recipe: Recipe, data_dir: str | Path | None) -> Dataset:
 
 
 def measure(
-    teacher: keras.Model, students: Mapping[str, lessons.Trained], split: Split
+    teacher: keras.Model | Teacher, students: Mapping[str, lessons.Trained], split: Split
 ) -> dict[str, dict[str, Any]]:
     """Compare teacher and students on one split: row name -> metric -> number."""
     from keras_kd.evaluation import compare
 
     models = {name: trained.model for name, trained in students.items()}
-    return compare(teacher=teacher, students=models, data=split.batches(errands.BATCH)).rows
+    data = (split.x, split.y)  # as arrays, so that all the labels say what the task is
+    return compare(teacher=teacher, students=models, data=data, batch_size=errands.BATCH).rows
 
 
 def choose(

@@ -74,9 +74,9 @@ def flowers(tmp_path, rng):
     return data, sources["teacher"], sources["student"]
 
 
-def distilled(out, *words):
+def distilled(out, *words, epochs=2):
     """Run `distill` with short settings and return its record and folder."""
-    common = ("--out", out, "--epochs", 2, "--batch-size", 16, "--name", "test")
+    common = ("--out", out, "--epochs", epochs, "--batch-size", 16, "--name", "test")
     assert call("distill", *words, *common) == 0
     folder = out / "distill" / "test"
     return json.loads((folder / "run.json").read_text()), folder
@@ -393,6 +393,50 @@ def test_distill_a_model_with_several_outputs(tmp_path, rng):
         assert any(name.endswith("accuracy") for name in measured)
         assert any(name.endswith("mse") for name in measured)
         assert all("refused" not in made for made in record["exports"].values())
+
+
+@pytest.mark.parametrize("form", ["one", "dict", "list"])
+def test_a_regression_is_distilled_in_the_space_of_its_labels(tmp_path, rng, form):
+    """A linear teacher and a sigmoid student: both are values, beside classes too."""
+    x = rng.normal(size=(120, 4)).astype("float32")
+    size = 1 / (1 + np.exp(-x.sum(axis=1, keepdims=True)))
+    models = {}
+    for name, activation in (("teacher", None), ("student", "sigmoid")):
+        inputs = keras.Input((4,), name="x")
+        value = keras.layers.Dense(1, activation=activation, name="size")(inputs)
+        kind = keras.layers.Dense(3, name="kind")(inputs)
+        outputs = {"one": value, "dict": {"size": value, "kind": kind}, "list": [kind, value]}
+        models[name] = keras.Model(inputs, outputs[form])
+        models[name].save(tmp_path / f"{name}.keras")
+    labels = size if form == "one" else {"size": size, "kind": x[:, :3].argmax(axis=1)}
+    data = save_npz(tmp_path / "sizes.npz", x, labels)
+    words = ("--teacher", tmp_path / "teacher.keras", "--student", tmp_path / "student.keras")
+    still = ("--learning-rate", 1e-9, "--validation", 0.0125)  # one of the 80 is out
+    record, _ = distilled(tmp_path, *words, "--data", data, *still, epochs=1)
+    t, s = (models[n].get_layer("size").get_weights() for n in models)
+    taught, said = x @ t[0] + t[1], 1 / (1 + np.exp(-(x @ s[0] + s[1])))
+    (history,) = [run["history"] for run in record["students"]["distilled"]["per_seed"].values()]
+    expected = np.mean((taught[:80] - said[:80]) ** 2) / 2
+    assert history["value_matching"][0] == pytest.approx(expected, rel=0.1)
+    name = "mse" if form == "one" else "size/mse"
+    measured = record["students"]["distilled"]["test"]
+    expected = np.mean((said[80:] - size[80:]) ** 2)
+    assert measured[name]["mean"] == pytest.approx(expected, rel=1e-4)
+    expected = np.mean((said[80:] - taught[80:]) ** 2)
+    assert measured[name.replace("mse", "teacher_mse")]["mean"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_student_that_starts_at_zero_gives_logits(tmp_path, rng):
+    x = rng.normal(size=(120, 4)).astype("float32")
+    data = save_npz(tmp_path / "yes.npz", x, (x[:, 0] > 0).astype("int64"))
+    for name, start in (("teacher", "glorot_uniform"), ("student", "zeros")):
+        layers = [keras.layers.Dense(8), keras.layers.Dense(1, kernel_initializer=start)]
+        keras.Sequential([keras.Input((4,)), *layers]).save(tmp_path / f"{name}.keras")
+    words = ("--teacher", tmp_path / "teacher.keras", "--student", tmp_path / "student.keras")
+    words += ("--learning-rate", 0.05, "--student-loss-weight", 1.0)
+    record, _ = distilled(tmp_path, *words, "--data", data, epochs=10)
+    assert record["config"]["outputs"][""] == {"task": "binary", "logits": True}
+    assert record["students"]["alone"]["test"]["binary_accuracy"]["mean"] > 0.9
 
 
 def test_distill_a_sequence_model(tmp_path, rng):

@@ -236,6 +236,98 @@ def test_regression_behind_a_sigmoid_is_measured_in_the_labels_own_space(rng) ->
     assert ensemble["teacher"]["mse"] == pytest.approx(result["teacher"]["mse"], rel=1e-5)
 
 
+@pytest.mark.parametrize("first", [np.zeros((16, 1)), np.arange(16.0).reshape(16, 1)])
+@pytest.mark.parametrize("form", ["arrays", "stream"])
+def test_a_first_batch_of_whole_numbers_makes_no_other_task(rng, first, form) -> None:
+    teacher, student = affine(4, 1), affine(4, 1)
+    x = rng.normal(size=(32, 4)).astype("float32")
+    y = np.concatenate([first, rng.uniform(size=(16, 1))])
+    data = (x, y) if form == "arrays" else tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    arguments = {"students": {"s": student}, "data": data, "batch_size": 16}
+    if form == "stream" and not first.any():
+        with pytest.raises(ValueError, match=r"labels of 'output' changed[\s\S]*0 or 1[\s\S]*fix"):
+            kd.compare(teacher=teacher, **arguments)
+        teacher = kd.Teacher(teacher, outputs="values")
+    result = kd.compare(teacher=teacher, **arguments)
+    assert result.metric == "mse"
+    expected = np.mean((logits_of(student, x) - y) ** 2)
+    assert result["s"]["mse"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["arrays", "stream"])
+def test_a_one_hot_first_batch_makes_no_classes_of_a_multi_label_set(rng, form) -> None:
+    teacher, student = affine(4, 3), affine(4, 3)
+    x = rng.normal(size=(32, 4)).astype("float32")
+    y = np.concatenate([np.eye(3)[rng.integers(0, 3, 16)], np.ones((16, 3))])
+    if form == "stream":
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+        with pytest.raises(ValueError, match=r"changed their kind[\s\S]*one-hot row"):
+            kd.compare(teacher=teacher, students={"s": student}, data=data)
+        return
+    result = kd.compare(teacher=teacher, students={"s": student}, data=(x, y), batch_size=16)
+    expected = np.mean((logits_of(student, x) > 0) == (y == 1))
+    assert result["s"]["binary_accuracy"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_class_numbers_that_become_fractions_are_refused(three, rng) -> None:
+    teacher, _, student = three
+    x = rng.normal(size=(8, 4)).astype("float32")
+    y = np.array([0, 1, 2, 0, 0.5, 1, 2, 1])
+    stream = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    with pytest.raises(ValueError, match=r"The labels of 'output' changed their kind"):
+        kd.compare(teacher=teacher, students={"s": student}, data=stream)
+    with pytest.raises(ValueError, match=r"The labels of 'output' do not fit"):
+        kd.compare(teacher=teacher, students={"s": student}, data=(x, y))
+
+
+@pytest.mark.parametrize("form", ["arrays", "stream"])
+def test_labels_that_weigh_nothing_do_not_change_the_task(rng, form) -> None:
+    teacher, student = affine(4, 1), affine(4, 1)
+    x = rng.normal(size=(32, 4)).astype("float32")
+    y, weight = rng.integers(0, 2, 32).astype("float32"), np.ones(32, "float32")
+    plain = kd.compare(teacher=teacher, students={"s": student}, data=(x[:30], y[:30]))
+    y[30:], weight[30:] = -1, 0
+    data = (x, y, weight)
+    if form == "stream":
+        data = tf.data.Dataset.from_tensor_slices(data).batch(16)
+    result = kd.compare(teacher=teacher, students={"s": student}, data=data, batch_size=16)
+    assert result["s"] == pytest.approx(plain["s"], abs=1e-5)
+
+
+def test_masked_one_hot_rows_of_zeros_do_not_change_the_task(rng) -> None:
+    teacher, student = token_model(4), token_model(2)
+    x = rng.integers(1, 7, (8, 5))
+    y = np.eye(3)[rng.integers(0, 3, (8, 5))]
+    x[5:, 3:] = 0
+    y[5:, 3:] = 0
+    arguments = {"teacher": teacher, "students": {"s": student}, "data": (x, y)}
+    for size in (4, 8):
+        result = kd.compare(**arguments, batch_size=size)
+        hit = student(x).numpy().argmax(-1) == y.argmax(-1)
+        assert result["s"]["accuracy"] == pytest.approx(np.mean(hit[x > 0]), abs=1e-6)
+
+
+def test_a_sigmoid_beside_classes_is_measured_as_the_values_it_was_stated_to_be(rng) -> None:
+    inputs = keras.Input((4,))
+    teacher, student = (
+        keras.Model(
+            inputs,
+            {
+                "kind": keras.layers.Dense(3)(inputs),
+                "size": keras.layers.Dense(1, activation=activation)(inputs),
+            },
+        )
+        for activation in (None, "sigmoid")
+    )
+    x = rng.normal(size=(20, 4)).astype("float32")
+    y = {"kind": rng.integers(0, 3, 20), "size": rng.integers(0, 2, (20, 1))}
+    values = kd.Teacher(teacher, outputs={"kind": "auto", "size": "values"})
+    row = kd.compare(teacher=values, students={"s": student}, data=(x, y))["s"]
+    t, s = (model(x)["size"].numpy() for model in (teacher, student))
+    assert row["size/mse"] == pytest.approx(np.mean((s - y["size"]) ** 2), rel=1e-5)
+    assert row["size/teacher_mse"] == pytest.approx(np.mean((s - t) ** 2), rel=1e-5)
+
+
 def test_outputs_without_an_axis_of_classes(rng) -> None:
     def flat() -> keras.Model:
         inputs = keras.Input((4,))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_kd import checks
-from keras_kd.running import plans, records, user_models
+from keras_kd.running import answers, records, user_models
 from keras_kd.running.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from keras_kd.data import Dataset
     from keras_kd.recipes import Recipe
     from keras_kd.running.plans import StudentPlan
+    from keras_kd.teachers import Teacher
 
 TEACHER_SEED = 0
 """A recipe has one teacher; its first weights and the order of its data come from this seed."""
@@ -136,7 +137,32 @@ def check(model: keras.Model, role: str, dataset: Dataset) -> None:
         dataset: the prepared data.
     """
     outputs = user_models.first_outputs(role, model, dataset.train)
-    plans.understand(role, user_models.named(model, outputs), dataset.train.y)
+    answers.understand(role, user_models.named(model, outputs), dataset.train.y)
+
+
+def stated(teacher: keras.Model, dataset: Dataset) -> keras.Model | Teacher:
+    """Say of a teacher which of its outputs are values, where the labels tell that they are.
+
+    Whoever learns from it or is compared with it then stays in the labels' own space, whatever
+    activation either of them ends in: what is called values is never turned into logits.
+
+    Args:
+        teacher: the model.
+        dataset: the prepared data.
+
+    Returns:
+        A `kd.Teacher` where there are values, else the model as it is.
+
+    Raises:
+        ValueError: where the teacher's outputs cannot be read, or do not fit the labels.
+    """
+    from keras_kd.teachers import Teacher
+
+    outputs, structure = answers.look("teacher", teacher, dataset.train)
+    words = {name: "values" if o.task == "values" else "auto" for name, o in outputs.items()}
+    if "values" not in words.values():
+        return teacher
+    return Teacher(teacher, outputs=answers.nested(words, structure))
 
 
 def new_student(plan: StudentPlan, dataset: Dataset, seed: int) -> keras.Model:
@@ -149,7 +175,9 @@ def new_student(plan: StudentPlan, dataset: Dataset, seed: int) -> keras.Model:
     return student
 
 
-def distiller(plan: StudentPlan, teacher: keras.Model, student: keras.Model) -> keras.Model:
+def distiller(
+    plan: StudentPlan, teacher: keras.Model | Teacher, student: keras.Model
+) -> keras.Model:
     """Join a teacher and a student by the plan's losses and weights."""
     from keras_kd.distiller import Distiller
 
@@ -174,9 +202,10 @@ def rehearse(plan: StudentPlan, teacher: keras.Model, dataset: Dataset) -> None:
         dataset: the prepared data.
 
     Raises:
-        ValueError: whatever the Distiller refuses.
+        ValueError: what `stated` and the Distiller refuse.
     """
-    learner = distiller(plan, teacher, new_student(plan, dataset, plan.seeds[0]))
+    teaching = stated(teacher, dataset)
+    learner = distiller(plan, teaching, new_student(plan, dataset, plan.seeds[0]))
     learner.compile(
         optimizer=plan.optimizer(plan.learning_rate, 1),
         loss=plan.loss(),
@@ -210,7 +239,9 @@ def teach_student(
         The plain student, its history and time.
     """
     student = new_student(plan, dataset, seed)
-    learner = student if arm == "alone" else distiller(plan, teacher, student)
+    learner = student
+    if arm == "distilled":
+        learner = distiller(plan, stated(teacher, dataset), student)
     budget = Budget(plan.epochs, plan.learning_rate, plan.student_augmentation(), seed)
     stage = f"{arm} seed {seed}"
     trained = fit(learner, plan, dataset, budget, stage, logs, progress)

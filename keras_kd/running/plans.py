@@ -8,18 +8,17 @@ losses from what the outputs and the labels are.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from keras_kd import checks
 from keras_kd.data.arrays import whole
-from keras_kd.running import loss_names, user_models
+from keras_kd.running import answers, loss_names, user_models
+from keras_kd.running.answers import Output
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
 
     from keras_kd.data import Dataset
 
@@ -71,47 +70,6 @@ class StudentPlan(Protocol):
 
     def metrics(self) -> Any:
         """Make new metrics, nested as the outputs."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one output of a model answers.
-
-    Args:
-        task: "classes" (labels are class numbers), "one_hot", "binary" (one unit or several
-            independent labels) or "values" (regression).
-        logits: False where the output is a probability already.
-    """
-
-    task: str
-    logits: bool = True
-
-    def loss(self, name: str | None = None) -> keras.losses.Loss:
-        """Make the loss that fits, or the named Keras loss with `from_logits` where it has it."""
-        import keras
-
-        default = {
-            "classes": "SparseCategoricalCrossentropy",
-            "one_hot": "CategoricalCrossentropy",
-            "binary": "BinaryCrossentropy",
-            "values": "MeanSquaredError",
-        }[self.task]
-        kind = getattr(keras.losses, name or default)
-        takes_logits = "from_logits" in inspect.signature(kind).parameters
-        return kind(from_logits=self.logits) if takes_logits else kind()
-
-    def metric(self) -> keras.metrics.Metric:
-        """Make the metric that a person would ask for."""
-        import keras
-
-        if self.task == "classes":
-            return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-        if self.task == "one_hot":
-            return keras.metrics.CategoricalAccuracy(name="accuracy")
-        if self.task == "binary":
-            threshold = 0.0 if self.logits else 0.5
-            return keras.metrics.BinaryAccuracy(name="accuracy", threshold=threshold)
-        return keras.metrics.MeanAbsoluteError(name="mean_absolute_error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,39 +195,12 @@ def for_user(student: keras.Model, dataset: Dataset, **settings: Any) -> UserPla
     Returns:
         The plan, its numbers and names checked.
     """
-    answers = user_models.first_outputs("student", student, dataset.train)
-    outputs = understand("student", user_models.named(student, answers), dataset.train.y)
+    outputs, structure = answers.look("student", student, dataset.train)
     if settings["loss_name"] is not None:
         settings["loss_name"] = loss_names.check_keras_loss(settings["loss_name"])
-    plan = UserPlan(outputs=outputs, structure=answers, **settings)
+    plan = UserPlan(outputs=outputs, structure=structure, **settings)
     plan.distillation_losses()
     return plan
-
-
-def understand(role: str, outputs: Mapping[str, Any], labels: Any) -> dict[str, Output]:
-    """Find out what each output answers, from its values and its labels.
-
-    Args:
-        role: "teacher" or "student", for the words.
-        outputs: name -> what the model answers for the first examples, (examples, ...).
-        labels: their labels: an array for a single output, else name -> array.
-
-    Returns:
-        name -> what it answers.
-
-    Raises:
-        ValueError: "The labels have other names than the ...'s outputs.", "The ...'s output does
-            not fit the labels.", "The labels reach further than the ...'s classes."
-    """
-    by_name = dict(labels) if isinstance(labels, Mapping) else {"": labels}
-    if by_name.keys() != outputs.keys():
-        raise checks.bad_value(
-            f"The labels have other names than the {role}'s outputs.",
-            given=f"labels {_names(by_name)}; outputs {_names(outputs)}",
-            expected="one array of labels for each output, under its name",
-            fix="name the labels in the data set as the model names its outputs.",
-        )
-    return {name: _understand_one(role, name, outputs[name], by_name[name]) for name in outputs}
 
 
 def default_losses(outputs: Mapping[str, Output], structure: Any, temperature: float) -> list[Any]:
@@ -289,9 +220,7 @@ def default_losses(outputs: Mapping[str, Output], structure: Any, temperature: f
 
     def nested(*tasks: str, yes: Any, no: Any) -> Any:
         chosen = {name: yes if output.task in tasks else no for name, output in outputs.items()}
-        if isinstance(structure, Mapping):
-            return chosen
-        return list(chosen.values()) if isinstance(structure, list | tuple) else chosen[""]
+        return answers.nested(chosen, structure)
 
     found = {output.task for output in outputs.values()}
     losses: list[Any] = []
@@ -314,49 +243,3 @@ def config_of(plan: Any) -> dict[str, Any]:
     hidden = ("structure",)
     names = [field.name for field in dataclasses.fields(plan) if field.name not in hidden]
     return {name: getattr(plan, name) for name in names}
-
-
-def _understand_one(role: str, name: str, output: np.ndarray, labels: np.ndarray) -> Output:
-    """Find out what one output answers."""
-    units = output.shape[-1] if output.ndim > 1 else 1
-    whole = labels.dtype.kind in "iub"
-    numbers = labels.reshape(labels.shape[:-1]) if labels.shape[-1:] == (1,) else labels
-    if whole and units > 1 and numbers.shape[1:] == output.shape[1:-1]:
-        if numbers.size and (numbers.max() >= units or numbers.min() < 0):
-            raise checks.bad_value(
-                f"The labels reach further than the {role}'s classes.",
-                given=f"{_of(name)}labels from {numbers.min()} to {numbers.max()}, {units} classes",
-                expected=f"class numbers from 0 to {units - 1}",
-                fix="use a model with one unit a class, or data with these classes.",
-            )
-        return Output("classes", logits=not _sums_to_one(output))
-    alike = labels.shape[1:] == output.shape[1:] or (units == 1 and numbers.size == len(output))
-    if not alike:
-        raise checks.bad_value(
-            f"The {role}'s output does not fit the labels.",
-            given=f"{_of(name)}output {output.shape[1:]}, labels {labels.shape[1:]} {labels.dtype}",
-            expected="class numbers without the last axis, or labels shaped as the output",
-            fix="use a model whose last layer has one unit a class (or a value).",
-        )
-    zero_or_one = bool(((labels == 0) | (labels == 1)).all())
-    if zero_or_one and units > 1 and _sums_to_one(labels):
-        return Output("one_hot", logits=not _sums_to_one(output))
-    if zero_or_one:
-        return Output("binary", logits=not bool(((output >= 0) & (output <= 1)).all()))
-    return Output("values")
-
-
-def _sums_to_one(values: np.ndarray) -> bool:
-    """Say whether these are distributions over the last axis."""
-    values = values.astype("float64")
-    return bool((values >= 0).all() and (abs(values.sum(axis=-1) - 1) < 1e-2).all())
-
-
-def _names(arrays: Mapping[str, Any]) -> str:
-    """Write the names of arrays; a single one has none."""
-    return ", ".join(name or "(one without a name)" for name in arrays)
-
-
-def _of(name: str) -> str:
-    """Open a sentence about a named output."""
-    return f"{name}: " if name else ""

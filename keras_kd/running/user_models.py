@@ -162,17 +162,16 @@ def first_outputs(role: str, model: keras.Model, split: Split, count: int = 64) 
         count: how many examples.
 
     Returns:
-        Its outputs as NumPy arrays, nested as the model nests them.
+        Its outputs as tensors, nested as the model nests them.
 
     Raises:
         ValueError: "The ... does not take the data's inputs.", with both shapes.
     """
-    import keras
     import tensorflow as tf
 
     x = _first(split.x, count)
     try:
-        outputs = model(x, training=False)
+        return model(x, training=False)
     except (*UNREADABLE, tf.errors.OpError) as error:
         words = " ".join(str(error).split())
         raise checks.bad_value(
@@ -181,7 +180,6 @@ def first_outputs(role: str, model: keras.Model, split: Split, count: int = 64) 
             expected=f"inputs that {model.name!r} takes{_declared(model)}",
             fix="name other data with --data, or reshape it before it is stored.",
         ) from error
-    return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
 
 def named(model: keras.Model, outputs: Any) -> dict[str, Any]:
@@ -189,10 +187,10 @@ def named(model: keras.Model, outputs: Any) -> dict[str, Any]:
 
     Args:
         model: the model that answered.
-        outputs: its outputs: an array, a list or a mapping of arrays.
+        outputs: its outputs: one, a list or a mapping; or anything nested like them.
 
     Returns:
-        name -> array.
+        name -> output.
     """
     if isinstance(outputs, Mapping):
         return dict(outputs)

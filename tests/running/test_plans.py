@@ -1,14 +1,11 @@
-"""What a person's outputs and labels are taken for, and which losses they get."""
+"""A person's settings, and which losses their outputs get."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from keras_kd.running import loss_names, plans
 
-LOGITS = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0]], "float32")
-PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], "float32")
 NUMBERS = {
     "seeds": (0,),
     "epochs": 1,
@@ -19,39 +16,6 @@ NUMBERS = {
     "distillation_losses": (),
     "distillation_loss_weights": None,
 }
-
-
-def one(outputs, labels):
-    return plans.understand("teacher", {"": outputs}, labels)[""]
-
-
-@pytest.mark.parametrize(
-    ("outputs", "labels", "task", "logits"),
-    [
-        (LOGITS, np.array([0, 2]), "classes", True),
-        (PROBABILITIES, np.array([0, 2]), "classes", False),
-        (LOGITS[None], np.array([[0, 2]]), "classes", True),
-        (LOGITS, np.array([[0], [2]]), "classes", True),
-        (LOGITS, np.eye(3)[:2], "one_hot", True),
-        (PROBABILITIES, np.eye(3)[:2], "one_hot", False),
-        (LOGITS, np.array([[1, 1, 0], [0, 0, 0]]), "binary", True),
-        (PROBABILITIES, np.array([[1, 1, 0], [0, 0, 0]]), "binary", False),
-        (LOGITS[:, :1], np.array([0, 1]), "binary", True),
-        (LOGITS, np.array([[0.5, 1.5, 2.5], [3.5, 4.5, 5.5]]), "values", True),
-        (LOGITS[:, :1], np.array([0.3, 1.7]), "values", True),
-    ],
-)
-def test_outputs_are_understood_by_their_labels(outputs, labels, task, logits):
-    assert one(outputs, labels) == plans.Output(task, logits)
-
-
-def test_labels_that_the_outputs_cannot_answer_are_refused():
-    with pytest.raises(ValueError, match="The labels reach further than the teacher's classes"):
-        one(LOGITS, np.array([0, 3]))
-    with pytest.raises(ValueError, match="The teacher's output does not fit the labels"):
-        one(LOGITS, np.zeros((2, 5)))
-    with pytest.raises(ValueError, match="The labels have other names than the student's outputs"):
-        plans.understand("student", {"a": LOGITS}, {"b": np.array([0, 1])})
 
 
 @pytest.mark.parametrize(
