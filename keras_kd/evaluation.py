@@ -119,7 +119,8 @@ def compare(
     """
     _check_students(students)
     teaching = as_teacher(teacher)
-    taught, pupils = _Asked(teaching.attach()), {}
+    taught = _Asked(teaching.attach())
+    pupils: dict[str, _Asked] = {}
     measures: dict[str, _Measures] = {}
     for x, y, weight in _batches(data, batch_size):
         said = {"teacher": taught(x)}
@@ -163,8 +164,8 @@ class _Pupil:
     def __init__(self, name: str, model: keras.Model, taught: Sequence[str]) -> None:
         fix = "end it in a layer without activation, or in a keras.layers.Activation."
         stated = ["values" if kind == "values" else "auto" for kind in taught]
-        stated = stated if len(set(stated)) > 1 else stated[0]
-        self.reader = OutputReader(model, f"student {name!r}", stated, "softmax", fix)
+        one_or_each = stated if len(set(stated)) > 1 else stated[0]
+        self.reader = OutputReader(model, f"student {name!r}", one_or_each, "softmax", fix)
         self.model = model
 
     def __call__(self, x: Any) -> Answer:

@@ -44,9 +44,9 @@ def evaluate(
     models = {name: user_models.load_model(name, source) for name, source in students.items()}
     for role, one in {"teacher": model, **models}.items():
         lessons.check(one, role, dataset)
-    data = (dataset.test.x, dataset.test.y)  # as arrays: all the labels say what the task is
     teaching = lessons.stated(model, dataset)
-    return compare(teacher=teaching, students=models, data=data, batch_size=BATCH)
+    test = (dataset.test.x, dataset.test.y)  # as arrays: all the labels say what the task is
+    return compare(teacher=teaching, students=models, data=test, batch_size=BATCH)
 
 
 def export(
