@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_kd import checks
 from keras_kd.outputs import OutputReader, keep_mask
-from keras_kd.taps import TappedModel
+from keras_kd.taps import TappedModel, check_inputs, output_names
 
 
 class Answer:
@@ -22,13 +22,22 @@ class Answer:
         own: the outputs as the model gives them: what losses on features learn from.
         features: the tapped intermediates by path.
         raw: the outputs of each model inside (nested as ensembles are), for a look at their values.
+        names: the names of the outputs in order, where the model has them.
     """
 
-    def __init__(self, outputs: Any, own: Any, features: dict[str, Any], raw: list) -> None:
+    def __init__(
+        self,
+        outputs: Any,
+        own: Any,
+        features: dict[str, Any],
+        raw: list,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.outputs = outputs
         self.own = own
         self.features = features
         self.raw = raw
+        self.names = names
 
 
 class AttachedTeacher:
@@ -51,26 +60,13 @@ class AttachedTeacher:
         """Ask the teacher; it may be traced."""
         if self.preprocess is not None:
             inputs = self.preprocess(inputs)
-        self._check_inputs(inputs)
+        fix = (
+            "bring them to that shape: kd.Teacher(model, preprocess=lambda x: …), for example with "
+            "keras.ops.image.resize."
+        )
+        check_inputs(self.tapped.model, inputs, f"Teacher {self.name!r}", fix)
         own, features = self.tapped(inputs, training=False)
-        return Answer(self.reader(own), own, features, [own])
-
-    def _check_inputs(self, inputs: Any) -> None:
-        """Refuse inputs of another shape than the model takes (Keras itself adds an axis of 1)."""
-        takes = getattr(self.tapped.model, "inputs", None) or []
-        for given, expected in zip(keras.tree.flatten(inputs), takes, strict=False):
-            same_rank = len(given.shape) == len(expected.shape)
-            if same_rank and any(
-                None not in pair and pair[0] != pair[1]
-                for pair in zip(tuple(given.shape)[1:], tuple(expected.shape)[1:], strict=True)
-            ):
-                raise checks.bad_value(
-                    f"Teacher {self.name!r} takes inputs of another shape.",
-                    given=f"inputs of shape {tuple(given.shape)}",
-                    expected=f"shape {tuple(expected.shape)}",
-                    fix="bring them to that shape: kd.Teacher(model, preprocess=lambda x: …), for "
-                    "example with keras.ops.image.resize.",
-                )
+        return Answer(self.reader(own), own, features, [own], output_names(self.tapped.model))
 
     def learn(self, raw: list) -> None:
         """Look at a first batch's raw outputs, once: refuse NaN, find out what they are."""
@@ -108,7 +104,8 @@ class AttachedEnsemble:
         own = [_as_given(z, kind) for z, kind in zip(combined, kinds, strict=True)]
         pack = keras.tree.pack_sequence_as
         raw = [answer.raw for answer in answers]
-        return Answer(pack(answers[0].outputs, combined), pack(answers[0].outputs, own), {}, raw)
+        first = answers[0]
+        return Answer(pack(first.outputs, combined), pack(first.outputs, own), {}, raw, first.names)
 
     def learn(self, raw: list) -> None:
         """Look at a first batch's raw outputs of each member."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -74,7 +75,7 @@ class Connections(keras.layers.Layer):
             wanted = getattr(loss, "activation", None)
             other = {"softmax": "sigmoid", "sigmoid": "softmax"}.get(str(wanted))
             for who, kinds in (("teacher", teacher_kinds), ("student", student_kinds)):
-                if other is None or kinds is None or set(kinds) != {other}:
+                if other is None or other not in _compared(loss, kinds or []):
                     continue
                 raise checks.bad_value(
                     f"{name} is a {wanted} loss, and the {who} ends in a {other}.",
@@ -83,11 +84,41 @@ class Connections(keras.layers.Layer):
                     fix=f"use {type(loss).__name__}(activation={other!r}).",
                 )
 
+    def refuse_names(self, metrics: Any) -> None:
+        """Refuse metrics that would be logged under a loss's name.
+
+        Raises:
+            ValueError: "A metric cannot be logged as …".
+        """
+        for metric in keras.tree.flatten(metrics):
+            name = metric if isinstance(metric, str) else getattr(metric, "name", None)
+            if name in (*self.names, "loss", "student_loss"):
+                raise checks.bad_value(
+                    f"A metric cannot be logged as {name!r}, the name of a loss.",
+                    given=f"metrics=[… {name!r} …]",
+                    expected="a name of its own",
+                    fix="give the metric another name=.",
+                )
+
+    def check(self, teacher: Answer, student: Answer) -> None:
+        """Refuse what the losses cannot compare, by shapes alone, before there are labels."""
+        for loss, t, s, _ in self._pairs(teacher, student):
+            if not isinstance(loss, base.DistillationLoss):
+                loss.validate_outputs(t, s)
+            elif type(loss).compute_loss is base.DistillationLoss.compute_loss:
+                loss.check(t, s)
+
     def values(
         self, teacher: Answer, student: Answer, y: Any, sample_weight: Any, step: Any
     ) -> list[tuple[Any, Any]]:
         """Compute each loss, unweighted, with the number of examples that it averages over."""
-        results = []
+        return [
+            (_value(loss, t, s, y, sample_weight, step), count)
+            for loss, t, s, count in self._pairs(teacher, student)
+        ]
+
+    def _pairs(self, teacher: Answer, student: Answer) -> Iterator[tuple[KerasLoss, Any, Any, Any]]:
+        """Give each loss what it compares, behind its connector, and how many examples that is."""
         for index, loss in enumerate(self.terms):
             t, s = _pair(loss, teacher, student)
             count = replicas.examples(s)
@@ -96,8 +127,7 @@ class Connections(keras.layers.Layer):
                 t, s = self.connectors[self._places[index]](t, s)
                 for leaf, mask in zip(keras.tree.flatten(s), masks, strict=False):
                     base.with_mask(leaf, mask)
-            results.append((_value(loss, t, s, y, sample_weight, step), count))
-        return results
+            yield loss, t, s, count
 
     def get_config(self) -> dict[str, Any]:
         """Return the losses, weights and shapes, from which a Distiller is made again."""
@@ -127,6 +157,16 @@ def _value(loss: KerasLoss, t: Any, s: Any, y: Any, sample_weight: Any, step: An
     return base.weighted_mean(value, sample_weight, base.mask_of(keras.tree.flatten(s)[0]))
 
 
+def _compared(loss: KerasLoss, kinds: list[str]) -> set[str]:
+    """Return the kinds of the outputs that a loss compares; `None` leaves an output out."""
+    if getattr(loss, "student_layer_name", None) is not None:
+        return set()
+    terms = keras.tree.flatten(loss.terms()) if isinstance(loss, base.DistillationLoss) else []
+    if len(terms) != len(kinds):
+        return set(kinds)
+    return {kind for kind, term in zip(kinds, terms, strict=True) if term is not None}
+
+
 def _pair(loss: KerasLoss, teacher: Answer, student: Answer) -> tuple[Any, Any]:
     return _pick(loss, teacher, "teacher_layer_name"), _pick(loss, student, "student_layer_name")
 
@@ -138,7 +178,12 @@ def _pick(loss: KerasLoss, answer: Answer, argument: str) -> Any:
     if name is not None:
         return answer.features[name]
     features = isinstance(loss, keras.distillation.FeatureDistillation)
-    return answer.own if features or getattr(loss, "space", None) == "features" else answer.outputs
+    features = features or getattr(loss, "space", None) == "features"
+    outputs = answer.own if features else answer.outputs
+    by_name = isinstance(loss, base.DistillationLoss) and isinstance(loss.terms(), dict)
+    if by_name and isinstance(outputs, (list, tuple)) and answer.names:
+        return dict(zip(answer.names, outputs, strict=True))
+    return outputs
 
 
 def _paths(loss: KerasLoss, argument: str) -> list[str]:
@@ -212,9 +257,6 @@ def _unique_names(losses: Sequence[KerasLoss]) -> list[str]:
                 expected='a name other than "loss" and "student_loss"',
                 fix="give it another name=.",
             )
-        repeats = sum(
-            taken == name or (taken.startswith(f"{name}_") and taken[len(name) + 1 :].isdecimal())
-            for taken in names
-        )
-        names.append(f"{name}_{repeats}" if repeats else name)
+        free = itertools.chain([name], (f"{name}_{count}" for count in itertools.count(1)))
+        names.append(next(candidate for candidate in free if candidate not in names))
     return names

@@ -15,8 +15,8 @@ from keras_kd.attached import Answer
 from keras_kd.connections import Connections
 from keras_kd.first_look import FirstLook, local_batch, no_labels, nothing_to_train, peek
 from keras_kd.outputs import OutputReader
-from keras_kd.taps import TappedModel
-from keras_kd.teachers import AbsentTeacher, Teacher, as_teacher, no_model
+from keras_kd.taps import TappedModel, call_model, check_inputs, output_names
+from keras_kd.teachers import AbsentTeacher, Teacher, as_teacher, no_model, refuse_shared_weights
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -93,6 +93,7 @@ class Distiller(keras.Model):
         self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self._loss_trackers = [keras.metrics.Mean(name=name) for name in self.connections.names]
         self._evaluating = False
+        self._unlabelled = {False: False, True: False}
         self._set_teacher(as_teacher(teacher))
         if student.built:
             self.built = True
@@ -120,11 +121,18 @@ class Distiller(keras.Model):
         return self.student.output_names
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keep `distiller.teacher = model` from being tracked, trained and saved by Keras."""
+        """Attach a teacher without tracking it; keep what a compiled step is made of as it is."""
         if name == "teacher":
             self.attach_teacher(value)
-        else:
-            super().__setattr__(name, value)
+            return
+        if name in ("student", "student_loss_weight") and name in vars(self):
+            raise checks.bad_value(
+                f"A Distiller keeps the {name} that it was made with.",
+                given=f"distiller.{name} = {value!r:.60}",
+                expected="no assignment",
+                fix=f"make a new Distiller with {name}=….",
+            )
+        super().__setattr__(name, value)
 
     def attach_teacher(self, teacher: Any, allow_different: bool = False) -> None:
         """Attach the teacher again after loading, or another one.
@@ -154,18 +162,19 @@ class Distiller(keras.Model):
         self.train_function: Callable | None = None
         if not isinstance(teacher, AbsentTeacher):
             self._teaching = teacher.attach(self.connections.teacher_paths)
-        values = set(keras.tree.flatten(getattr(teacher, "outputs", "auto"))) == {"values"}
+        stated = ["values" if kind == "values" else "auto" for kind in teacher.stated]
         self._reader = OutputReader(
             self.student,
             who=f"student {self.student.name!r}",
-            stated="values" if values else "auto",
+            stated=stated[0] if len(stated) == 1 else stated,
             activation="softmax",
-            fix="end the student in a layer without activation (logits), or in a keras.layers."
-            "Activation that says what it is.",
+            fix="compile a loss that says it (from_logits=…), end the student in a keras.layers."
+            'Activation, or use kd.Teacher(model, outputs="values") for a regression.',
         )
         self._look = FirstLook(self._ask, self.learn, self.connections)
         if self._teaching is not None and all(model.built for model in teacher.models):
             self._look.at_shapes(self.student)
+        refuse_shared_weights(self._teacher.models, self.student)
 
     @property
     def needs_teacher(self) -> bool:
@@ -199,6 +208,7 @@ class Distiller(keras.Model):
                 fix="pass loss=…, or make the Distiller with student_loss_weight=0 to learn from "
                 "the teacher alone.",
             )
+        self.connections.refuse_names(metrics)
         self._auto_scale_loss = kwargs.get("auto_scale_loss", True)
         optimizer = keras.optimizers.get(optimizer)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -210,9 +220,7 @@ class Distiller(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the student's outputs."""
-        if getattr(self.student, "_call_has_training_arg", True):
-            return self.student(inputs, training=training)
-        return self.student(inputs)
+        return call_model(self.student, inputs, training)
 
     def build(self, input_shape: Any = None) -> None:
         """Build the student, where it is not yet."""
@@ -235,15 +243,17 @@ class Distiller(keras.Model):
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate the student on the labels alone; the teacher is not called."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred = self(x, training=False)
-        self._track_total(self.compute_loss(x, y, y_pred, sample_weight, training=False), x)
         with self._student_only():
+            y_pred = self(x, training=False)
+            self._track_total(self.compute_loss(x, y, y_pred, sample_weight, training=False), x)
             return self._results(x, y, y_pred, sample_weight)
 
     def learn(self, x: Any, training: bool) -> Answer:
         """Run the student once, with its taps."""
+        fix = "bring the data to that shape, or make the student for this data."
+        check_inputs(self.student, x, f"Student {self.student.name!r}", fix)
         own, features = self._tapped(x, training=training)
-        return Answer(self._reader(own), own, features, [own])
+        return Answer(self._reader(own), own, features, [own], output_names(self.student))
 
     def _ask(self, x: Any) -> Answer | None:
         if not self.needs_teacher:
@@ -274,6 +284,7 @@ class Distiller(keras.Model):
 
     def _student_loss(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         """Return this replica's part of the loss on the labels, or `None` without them."""
+        self._unlabelled[self._evaluating] = y is None
         if self._compile_loss is None or y is None:
             return None
         value = self._compile_loss(y, y_pred, sample_weight) * replicas.count()
@@ -309,8 +320,9 @@ class Distiller(keras.Model):
     def get_metrics_result(self) -> dict[str, Any]:
         """Return the logs; what this pass does not compute is absent, not 0."""
         absent = [] if self.needs_teacher and not self._evaluating else list(self._loss_trackers)
-        if self._compile_loss is None:
+        if self._compile_loss is None or self._unlabelled[self._evaluating]:
             absent.append(self._student_loss_tracker)
+            absent += [self._loss_tracker] if self._evaluating else []
         if self._compile_metrics is not None and not self._compile_metrics.built:
             absent.append(self._compile_metrics)
         hidden = {id(metric) for metric in absent}
@@ -348,15 +360,18 @@ class Distiller(keras.Model):
 
     def _first_execution(self, execute: Callable, iterator: Any) -> Any:
         first, again = peek(iterator, self.steps_per_execution)
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(local_batch(first, self.distribute_strategy))
-        teaching = self._teaching if self.needs_teacher else None
-        self._look.at_batch(x, y, teaching, self._reader, eagerly=self.run_eagerly)
-        if self.loss is not None and y is not None:
-            names = getattr(self.student, "output_names", None) or []
-            self._look.at_labels(self.loss, y, self._reader.kinds, names)
-        if not self.trainable_variables:
+        if not self.trainable_variables and self.student.built:
             raise nothing_to_train(self.student.name)
-        self._look.done = self.built = True
+        self._look.at_batch(
+            local_batch(first, self.distribute_strategy),
+            self._teaching if self.needs_teacher else None,
+            self._reader,
+            self.loss,
+            output_names(self.student) or [],
+            eagerly=self.run_eagerly,
+        )
+        refuse_shared_weights(self._teacher.models, self.student)
+        self.built = True
         self.train_function = execute
         return execute(again)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_kd import checks
+from keras_kd import checks, student_losses
+from keras_kd.attached import Answer
 from keras_kd.connections import Connections
 from keras_kd.outputs import OutputReader, as_numbers, refuse_not_finite
 
@@ -30,24 +29,42 @@ class FirstLook:
         self.learn = learn
         self.connections = connections
         self.done = False
-        self._outputs: Any = None
 
     def at_shapes(self, student: keras.Model) -> None:
         """Pass symbols through both models, where the student says what it takes."""
         specs = input_specs(student)
         if specs is not None:
-            tf.function(self._meet, autograph=False).get_concrete_function(specs, None)
+            trace = tf.function(lambda x: self._pass(x)[1].own, autograph=False)
+            trace.get_concrete_function(specs)
 
     def at_batch(
-        self, x: Any, y: Any, teaching: Any, reader: OutputReader, *, eagerly: bool
+        self,
+        data: Any,
+        teaching: Any,
+        reader: OutputReader,
+        losses: Any,
+        names: list[str],
+        *,
+        eagerly: bool,
     ) -> None:
         """Pass a batch through both models; refuse what cannot be learned from.
 
+        Args:
+            data: a batch `(x[, y[, sample_weight]])`.
+            teaching: the attached teacher; `None` where no loss asks it.
+            reader: reads the student's outputs.
+            losses: the compiled losses on the labels.
+            names: the names of the student's outputs.
+            eagerly: whether the training runs eagerly.
+
         Raises:
-            ValueError: "Output … is not finite", "Layer … is not finite", and what reading the
-                outputs refuses.
+            ValueError: "Output … is not finite", "Layer … is not finite", "A label has no class",
+                and what reading the outputs refuses.
         """
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, y = keras.tree.map_structure(_as_tensor, (x, y))
+        for label in keras.tree.flatten(y):
+            student_losses.refuse_not_finite(label)
         meet = self._meet
         if not eagerly:
             meet = tf.function(meet, autograph=False).get_concrete_function(x, y)
@@ -57,33 +74,44 @@ class FirstLook:
             for path, feature in features.items():
                 for leaf in keras.tree.flatten(feature):
                     refuse_not_finite(f"Layer {path!r} of the teacher", as_numbers(leaf))
-        reader.learn(own)
+        lined_up = student_losses.by_output(losses, own, names)
+        reader.learn(own, [student_losses.said(loss) for loss in lined_up])
         self.connections.check_activations(teaching and teaching.kinds, reader.kinds)
-        self._outputs = own
+        labels = student_losses.by_output(y, own, names)
+        for loss, label, output in zip(lined_up, labels, keras.tree.flatten(own), strict=True):
+            student_losses.check_labels(loss, label, output, weighted=weight is not None)
+        if y is not None:
+            student_losses.warn_of_logits(lined_up, reader.kinds or [])
+        self.done = True
 
-    def at_labels(self, loss: Any, y: Any, kinds: list[str] | None, names: list[str]) -> None:
-        """Refuse labels without a class, and warn of a loss that mistakes logits."""
-        check_labels(loss, y, self._outputs, names)
-        warn_of_logits(loss, kinds or [], self._outputs, names)
+    def _pass(self, x: Any) -> tuple[Answer | None, Answer]:
+        student, teacher = self.learn(x, training=False), self.ask(x)
+        if teacher is not None:
+            with tf.init_scope():  # variables are made outside the graph, as a strategy needs it
+                self.connections.join(teacher, student)
+            self.connections.check(teacher, student)
+        return teacher, student
 
     def _meet(self, x: Any, y: Any) -> tuple[Any, Any, Any]:
-        student = self.learn(x, training=False)
-        teacher = self.ask(x)
+        teacher, student = self._pass(x)
         if teacher is None:
             return [], {}, student.own
-        with tf.init_scope():  # variables are made outside the graph, as a strategy needs it
-            self.connections.join(teacher, student)
         self.connections.values(teacher, student, y, None, tf.constant(0))
         return teacher.raw, teacher.features, student.own
 
 
 def _as_tensor(value: Any) -> Any:
-    return None if value is None else tf.convert_to_tensor(value)
+    return value if value is None or tf.is_tensor(value) else tf.convert_to_tensor(value)
 
 
 def input_specs(model: keras.Model) -> Any:
     """Return the specs of a built Functional or Sequential model's inputs; `None` for others."""
     if not model.built or getattr(model, "inputs", None) is None:
+        return None
+    if any(
+        getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False)
+        for tensor in model.inputs
+    ):
         return None
     structure = getattr(model, "_inputs_struct", model.inputs)
     if isinstance(model, keras.Sequential):
@@ -147,76 +175,3 @@ def nothing_to_train(name: str) -> ValueError:
         expected="a student with trainable weights",
         fix="set student.trainable = True, and compile again.",
     )
-
-
-def check_labels(loss: Any, y: Any, outputs: Any, names: list[str]) -> None:
-    """Refuse integer labels that the student has no class for.
-
-    Raises:
-        ValueError: "A label has no class".
-    """
-    losses, labels_of = _by_output(loss, outputs, names), _by_output(y, outputs, names)
-    leaves = keras.tree.flatten(outputs)
-    for one, label, output in zip(losses or [], labels_of or [], leaves, strict=False):
-        if not _is_sparse(one) or label is None or not len(output.shape):
-            continue
-        labels, classes = np.asarray(label), int(output.shape[-1])
-        if labels.size and labels.max() >= classes:
-            raise checks.bad_value(
-                "A label has no class in the student's output.",
-                given=f"label {int(labels.max())}, output of shape {tuple(output.shape)}",
-                expected=f"labels from 0 to {classes - 1}",
-                fix="give the student as many outputs as there are classes, or number the labels "
-                "from 0.",
-            )
-
-
-def warn_of_logits(loss: Any, kinds: list[str], outputs: Any, names: list[str]) -> None:
-    """Warn once where the student gives logits and the loss takes them for probabilities."""
-    losses = _by_output(loss, outputs, names)
-    if losses is None or len(losses) != len(kinds):
-        return
-    wrong = [_says_probabilities(o) and k == "logits" for o, k in zip(losses, kinds, strict=True)]
-    if any(wrong):
-        warnings.warn(
-            checks.message(
-                "The student gives logits, but the compiled loss takes them for probabilities.",
-                given=f"{losses[wrong.index(True)]!r:.60} with from_logits=False",
-                expected="from_logits=True",
-                fix="compile with keras.losses.SparseCategoricalCrossentropy(from_logits=True) or "
-                "its like.",
-            ),
-            stacklevel=2,
-        )
-
-
-def _by_output(given: Any, outputs: Any, names: list[str]) -> list[Any] | None:
-    """Line losses or labels up with the flat outputs, as Keras does; `None` where they do not."""
-    leaves = keras.tree.flatten(outputs)
-    if isinstance(given, dict):
-        keys = keras.tree.flatten({k: k for k in outputs}) if isinstance(outputs, dict) else names
-        return [given.get(key) for key in keys] if len(keys) == len(leaves) else None
-    parts = list(given) if isinstance(given, (list, tuple)) else [given]
-    return parts if len(parts) == len(leaves) else None
-
-
-def _is_sparse(loss: Any) -> bool:
-    if isinstance(loss, str):
-        return loss in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy")
-    sparse = keras.losses.SparseCategoricalCrossentropy
-    return isinstance(loss, sparse) and loss.get_config().get("ignore_class") is None
-
-
-def _says_probabilities(loss: Any) -> bool:
-    if isinstance(loss, str):
-        return loss.lower().replace("_", "") in (
-            "sparsecategoricalcrossentropy",
-            "categoricalcrossentropy",
-            "binarycrossentropy",
-        )
-    known = (
-        keras.losses.SparseCategoricalCrossentropy,
-        keras.losses.CategoricalCrossentropy,
-        keras.losses.BinaryCrossentropy,
-    )
-    return isinstance(loss, known) and not loss.get_config()["from_logits"]

@@ -6,6 +6,7 @@ recognised by the last activation where it can be read, and by the values of a f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -63,8 +64,13 @@ class OutputReader:
         known = zip(*self._known(count), strict=True)
         return self.kinds or [self._presume(*pair) for pair in known]
 
-    def learn(self, raw: Any) -> None:
+    def learn(self, raw: Any, said: Sequence[str | None] = ()) -> None:
         """Decide from a first batch's values what each output is; refuse NaN.
+
+        Args:
+            raw: the outputs as the model gives them.
+            said: what the compiled loss takes each output for, `"logits"`, `"softmax"`,
+                `"sigmoid"` or `None`; it decides where nothing else tells.
 
         Raises:
             ValueError: "… is not finite", "… holds no probabilities", "… may be probabilities or
@@ -73,9 +79,10 @@ class OutputReader:
         self._check_names(raw)
         leaves = keras.tree.flatten(raw)
         known = zip(*self._known(len(leaves)), strict=True)
+        hints = said if len(said) == len(leaves) else [None] * len(leaves)
         self.kinds = [
-            self._decide(f"Output {index} of {self.who}", as_numbers(leaf), index, *pair)
-            for index, (leaf, pair) in enumerate(zip(leaves, known, strict=True))
+            self._decide(f"Output {index} of {self.who}", as_numbers(leaf), index, *pair, hint)
+            for index, (leaf, pair, hint) in enumerate(zip(leaves, known, hints, strict=True))
         ]
 
     def _check_names(self, raw: Any) -> None:
@@ -112,7 +119,13 @@ class OutputReader:
         return last if stated == "auto" and last in ACTIVATIONS else "logits"
 
     def _decide(
-        self, where: str, values: np.ndarray, index: int, stated: str, last: str | None
+        self,
+        where: str,
+        values: np.ndarray,
+        index: int,
+        stated: str,
+        last: str | None,
+        hint: str | None,
     ) -> str:
         refuse_not_finite(where, values)
         kind = self._presume(stated, last)
@@ -130,6 +143,8 @@ class OutputReader:
         if self._marked and self._marked[index]:
             return "sigmoid"
         inside = values.size >= 8 and 0.0 <= values.min() < values.max() <= 1.0
+        if inside and last is None and hint is not None:
+            return hint
         if inside and last is None:
             raise checks.bad_value(
                 f"{where} may be probabilities or logits: all its values lie between 0 and 1.",

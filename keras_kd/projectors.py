@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_kd import checks
 
@@ -21,7 +22,8 @@ class Projector(keras.layers.Layer):
 
     Args:
         channels: number of channels of the teacher's feature, or `None` to leave them.
-        size: `(height, width)` or `(length,)` of the teacher's feature, or `None` to leave it.
+        size: `(height, width)` or `(length,)` of the teacher's feature, or `None` to leave it. With
+            `like=` in the call it is the size of that feature.
         layer: a layer of your own in the place of the linear map, or `None`.
 
     Example:
@@ -37,7 +39,7 @@ class Projector(keras.layers.Layer):
     def __init__(
         self,
         channels: int | None = None,
-        size: tuple[int, ...] | None = None,
+        size: tuple[int | None, ...] | None = None,
         layer: keras.layers.Layer | None = None,
         **kwargs: Any,
     ) -> None:
@@ -56,20 +58,12 @@ class Projector(keras.layers.Layer):
         if self.layer is not None and not self.layer.built:
             self.layer.build(self._resized_shape(tuple(input_shape)))
 
-    def call(self, features: Any) -> Any:
+    def call(self, features: Any, like: Any = None) -> Any:
         """Resize, then map the channels."""
-        features = self._resize(features)
+        if self.size is not None:
+            size = self.size if like is None else keras.ops.shape(like)[1:-1]
+            features = _resize(features, tuple(size))
         return features if self.layer is None else self.layer(features)
-
-    def _resize(self, features: Any) -> Any:
-        if self.size is None:
-            return features
-        if len(self.size) == 1:
-            stretched = keras.ops.image.resize(
-                keras.ops.expand_dims(features, 2), (*self.size, 1), data_format="channels_last"
-            )
-            return keras.ops.squeeze(stretched, 2)
-        return keras.ops.image.resize(features, self.size, data_format="channels_last")
 
     def _resized_shape(self, shape: Shape) -> Shape:
         return shape if self.size is None else (shape[0], *self.size, shape[-1])
@@ -93,6 +87,13 @@ class Projector(keras.layers.Layer):
         return cls(layer=own, **config)
 
 
+def _resize(features: Any, size: tuple) -> Any:
+    """Resize maps or sequences bilinearly; a size may be known only when the graph runs."""
+    if len(size) == 2:
+        return tf.image.resize(features, size)
+    return tf.squeeze(tf.image.resize(tf.expand_dims(features, 2), (*size, 1)), 2)
+
+
 def projector_for(teacher: Shape, student: Shape) -> Projector | None:
     """Make the projector from a student feature to a teacher feature; `None` where they fit.
 
@@ -112,15 +113,16 @@ def projector_for(teacher: Shape, student: Shape) -> Projector | None:
         )
     extents = list(zip(teacher[1:-1], student[1:-1], strict=True))
     differ = any(None not in pair and pair[0] != pair[1] for pair in extents)
-    if differ and not (1 <= len(extents) <= 2 and None not in teacher[1:-1]):
+    if differ and len(extents) not in (1, 2):
         raise checks.bad_value(
             "These features differ in an extent that cannot be resized.",
             given=f"teacher {teacher}, student {student}",
             expected="(batch, length, channels) or (batch, height, width, channels)",
             fix="tap layers of the same extent, or pass `projector=` a layer of your own.",
         )
+    open_maps = len(extents) == 2 and any(None in pair for pair in extents)
     channels = teacher[-1] if teacher[-1] != student[-1] else None
-    size = tuple(int(extent) for extent in teacher[1:-1] if extent) if differ else None
+    size = tuple(teacher[1:-1]) if differ or open_maps else None
     if channels is None and size is None:
         return None
     return Projector(channels, size, name="projector")

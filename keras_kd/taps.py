@@ -126,10 +126,38 @@ class TappedModel:
         return calls[int(number or 0)]
 
 
-def call_model(model: Callable, inputs: Any, training: bool) -> Any:
+def call_model(model: Callable, inputs: Any, training: bool | None) -> Any:
     """Call a Keras model with `training`, also where its `call` does not take that argument."""
     takes_training = getattr(model, "_call_has_training_arg", True)
     return model(inputs, training=training) if takes_training else model(inputs)
+
+
+def output_names(model: keras.Model) -> list[str] | None:
+    """Return the names of a model's outputs in order, where it has them (subclassed: not)."""
+    return getattr(model, "output_names", None)
+
+
+def check_inputs(model: keras.Model, inputs: Any, who: str, fix: str) -> None:
+    """Refuse inputs of another shape than a model says it takes.
+
+    Inputs of another rank are left to Keras, which adds or drops an axis of 1.
+
+    Raises:
+        ValueError: "… takes inputs of another shape".
+    """
+    takes = getattr(model, "inputs", None) or []
+    given = keras.tree.flatten(inputs)
+    for tensor, expected in zip(given, takes, strict=False) if len(given) == len(takes) else []:
+        pairs = list(zip(tuple(tensor.shape)[1:], tuple(expected.shape)[1:], strict=False))
+        if len(tensor.shape) == len(expected.shape) and any(
+            None not in pair and pair[0] != pair[1] for pair in pairs
+        ):
+            raise checks.bad_value(
+                f"{who} takes inputs of another shape.",
+                given=f"inputs of shape {tuple(tensor.shape)}",
+                expected=f"shape {tuple(expected.shape)}",
+                fix=fix,
+            )
 
 
 def layer_paths(model: keras.Model) -> list[str]:

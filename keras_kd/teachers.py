@@ -79,6 +79,11 @@ class Teacher:
         return [self.model]
 
     @property
+    def stated(self) -> list[str]:
+        """What the outputs were stated to be: one word for all, or one for each output."""
+        return keras.tree.flatten(self.outputs)
+
+    @property
     def name(self) -> str:
         """The model's name."""
         return self.model.name
@@ -165,6 +170,11 @@ class EnsembleTeacher(Teacher):
         self.activation = activation
 
     @property
+    def stated(self) -> list[str]:
+        """What the first member's outputs were stated to be; the members agree."""
+        return self.members[0].stated
+
+    @property
     def models(self) -> list[keras.Model]:
         """The Keras models inside, in order."""
         return [model for member in self.members for model in member.models]
@@ -199,6 +209,7 @@ class AbsentTeacher:
         self._fingerprint = fingerprint
 
     models: tuple[keras.Model, ...] = ()
+    stated: tuple[str, ...] = ("auto",)
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the teacher that was."""
@@ -238,6 +249,24 @@ def no_model(role: str, given: Any) -> ValueError:
         expected=f"a keras.Model{also}",
         fix="load it first: keras.models.load_model(path).",
     )
+
+
+def refuse_shared_weights(models: Iterable[keras.Model], student: keras.Model) -> None:
+    """Refuse a teacher that training the student would change.
+
+    Raises:
+        ValueError: "The teacher shares weights with the student".
+    """
+    taught = {id(weight) for weight in student.trainable_weights}
+    shared = [weight for model in models for weight in model.weights if id(weight) in taught]
+    if shared:
+        raise checks.bad_value(
+            "The teacher shares weights with the student, and would be trained with it.",
+            given=f"{len(shared)} shared weights, {shared[0].path!r} the first",
+            expected="a teacher of its own weights",
+            fix="copy it: teacher = keras.models.clone_model(model); "
+            "teacher.set_weights(model.get_weights()).",
+        )
 
 
 def fingerprint(models: Iterable[keras.Model], shares: Sequence[float] = ()) -> str:

@@ -16,7 +16,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room is a module or a folder of keras_kd. It imports only from rooms on lower floors.
 FLOORS = (
     ("checks",),
-    ("data", "keras_losses", "metrics", "outputs", "projectors", "replicas", "taps"),
+    (
+        "data",
+        "keras_losses",
+        "metrics",
+        "outputs",
+        "projectors",
+        "replicas",
+        "student_losses",
+        "taps",
+    ),
     ("attached", "losses", "tasks"),
     ("teachers",),
     ("connections",),

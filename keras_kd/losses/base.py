@@ -8,6 +8,7 @@ class casts to float32, checks the shapes, walks over nested outputs and reduces
 
 from __future__ import annotations
 
+import inspect
 import numbers
 import re
 from collections.abc import Callable
@@ -82,7 +83,9 @@ class DistillationLoss(keras.distillation.DistillationLoss):
 
     def terms(self) -> Any:
         """Return the function of one output, or a nested structure of them (`None`: left out)."""
-        return self.per_example
+        if len(inspect.signature(self.per_example).parameters) > 2:
+            return self.per_example
+        return lambda teacher, student, y=None: self.per_example(teacher, student)
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer | None:
         """Return the layer with this loss's own trained parts, called on (teacher, student).
@@ -128,6 +131,19 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             if term is not None
         ]
         return sum(values[1:], start=values[0])
+
+    def check(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Refuse outputs that this loss cannot compare, by their shapes alone.
+
+        Raises:
+            ValueError: "The shapes of teacher and student differ", "… got different outputs".
+        """
+        outputs = as_arrays(student_outputs)
+        teacher = self._teacher_leaves(as_arrays(teacher_outputs), outputs)
+        terms = _per_leaf("loss", self.terms(), outputs)
+        for term, t, s in zip(terms, teacher, keras.tree.flatten(outputs), strict=True):
+            if term is not None:
+                self.check_shapes(tuple(t.shape), tuple(s.shape))
 
     def _teacher_leaves(self, teacher: Any, student: Any) -> list[Tensor]:
         """Return the teacher's outputs in the student's order, or refuse another structure."""

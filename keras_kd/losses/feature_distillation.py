@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_kd import checks, keras_losses
 from keras_kd.losses import base
@@ -21,6 +20,10 @@ class HintConnector(keras.layers.Layer):
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         self.projector = projector
+        self.supports_masking = True
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Set no mask: the student's travels beside its feature."""
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Create the projector's weights."""
@@ -29,6 +32,8 @@ class HintConnector(keras.layers.Layer):
 
     def call(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Return both features in the teacher's shape."""
+        if isinstance(self.projector, Projector):
+            return teacher, self.projector(student, like=teacher)
         return teacher, self.projector(student)
 
     def get_config(self) -> dict[str, Any]:
@@ -155,13 +160,7 @@ def _term(loss: Any) -> Any:
     if loss is None:
         return None
     function = keras_losses.resolve_loss(loss)
-    return lambda teacher, student, y=None: _per_position(function(teacher, student), student)
-
-
-def _per_position(values: Tensor, student: Tensor) -> Tensor:
-    """Average over height and width; the axis of a sequence stays, for its mask and weights."""
-    spatial = tuple(range(1, len(values.shape))) if len(student.shape) > 3 else ()
-    return ops.mean(values, axis=spatial) if spatial else values
+    return lambda teacher, student, y=None: function(teacher, student)
 
 
 def _projector(projector: Any) -> Any:
