@@ -138,7 +138,7 @@ class OutputReader:
             )
         if stated != "auto" or last in ACTIVATIONS:
             return kind
-        if values.shape[-1] > 1 and is_distribution(values):
+        if last is None and values.shape[-1] > 1 and is_distribution(values):
             return "softmax"
         if self._marked and self._marked[index]:
             return "sigmoid"
