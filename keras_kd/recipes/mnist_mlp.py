@@ -3,7 +3,8 @@
     keras-kd run mnist_mlp
 
 The data set is MNIST (LeCun, Cortes and Burges); `--data npz:FILE` reads it from a file of your
-own. Expected result: the README's table of results.
+own. Expected result: the README's table of results, in about four minutes on two cores;
+`--smoke` tells the same story in seconds.
 
 The teacher learns from digits moved by up to two pixels, with dropout. The student sees the
 digits as they are, alone and distilled: alone it knows the training set by heart, and what the
