@@ -243,9 +243,10 @@ def tell(
         for arm in lessons.ARMS
     }
     progress.say("Comparing on the validation and the test split …")
+    models = {"teacher": teacher, **{name: trained.model for name, trained in students.items()}}
     compared = lessons.stated(teacher, dataset)
     rows = {
-        split: measure(compared, students, getattr(dataset, split))
+        split: measure(plan, compared, models, getattr(dataset, split))
         for split in ("validation", "test")
     }
     chosen = choose(plan.seeds, students, rows["validation"])
@@ -312,14 +313,28 @@ def prepared(recipe: Recipe, data_dir: str | Path | None) -> Dataset:
 
 
 def measure(
-    teacher: keras.Model | Teacher, students: Mapping[str, lessons.Trained], split: Split
+    plan: StudentPlan,
+    teacher: keras.Model | Teacher,
+    models: Mapping[str, keras.Model],
+    split: Split,
 ) -> dict[str, dict[str, Any]]:
-    """Compare teacher and students on one split: row name -> metric -> number."""
+    """Measure all models on one split: row name -> metric -> number.
+
+    Args:
+        plan: its `measures` come after those of `keras_kd.compare`.
+        teacher: the teacher as it is compared with, its values stated.
+        models: "teacher" and the students by name.
+        split: the examples.
+    """
     from keras_kd.evaluation import compare
 
-    models = {name: trained.model for name, trained in students.items()}
+    students = {name: model for name, model in models.items() if name != "teacher"}
     data = (split.x, split.y)  # as arrays, so that all the labels say what the task is
-    return compare(teacher=teacher, students=models, data=data, batch_size=errands.BATCH).rows
+    rows = compare(teacher=teacher, students=students, data=data, batch_size=errands.BATCH).rows
+    return {
+        name: row | lessons.measured(models[name], plan.measures(), split, errands.BATCH)
+        for name, row in rows.items()
+    }
 
 
 def choose(

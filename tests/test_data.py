@@ -204,6 +204,54 @@ def labels_of(stream, count: int | None = None) -> list[list[int]]:
     return [y.numpy().tolist() for _, y in (stream if count is None else stream.take(count))]
 
 
+def weighted(weights=None):
+    x, y = np.arange(10.0).reshape(10, 1), np.arange(10)
+    return data.Split(x=x, y=y, weights=np.arange(10) / 2 if weights is None else weights)
+
+
+def test_weights_go_with_their_examples():
+    split = weighted().select(slice(2, 8))
+    assert split.weights.dtype == np.float32 and not split.weights.flags.writeable
+    assert "weights: float32[]" in repr(split)
+    stream = split.batches(4, shuffle_seed=3, transform=lambda x, y, seed: (x + 1, y))
+    for x, y, weight in stream:
+        np.testing.assert_array_equal(np.asarray(x)[:, 0] - 1, y)
+        np.testing.assert_array_equal(weight, np.asarray(y) / 2)
+    assert [len(part) for part in split.examples] == [6, 6, 6]
+    assert len(data.Split(x=split.x, y=split.y).examples) == 2
+
+
+def test_weights_by_name_and_their_fingerprint():
+    mask = np.eye(10)[:, :4]
+    split = weighted({"boxes": mask})
+    _, _, weight = next(iter(split.batches(10)))
+    np.testing.assert_array_equal(weight["boxes"], mask)
+    prints = {
+        data.Dataset("d", train, train, train).map_inputs(lambda x: x * 2).fingerprint
+        for train in (split, weighted(), weighted(np.ones(10)), data.Split(x=split.x, y=split.y))
+    }
+    assert len(prints) == 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.arange(9), "different lengths"),
+        ({"a": np.full(10, np.nan)}, r"weights\['a'\] holds NaN or infinite values"),
+        (np.arange(10) - 1, "weights holds values below zero"),
+    ],
+)
+def test_weights_that_are_none_are_refused(weights, words):
+    with pytest.raises(ValueError, match=words):
+        weighted(weights)
+
+
+@pytest.mark.parametrize("transform", [lambda x, y, s: (x,), lambda x, y, s: (x, y, y)])
+def test_a_transform_beside_weights_returns_a_pair(transform):
+    with pytest.raises(TypeError, match="`transform` must return a pair"):
+        weighted().batches(5, transform=transform)
+
+
 @pytest.fixture
 def ten() -> data.Split:
     return data.Split(x=np.arange(10, dtype=np.float32)[:, None], y=np.arange(10))

@@ -67,6 +67,20 @@ def labels(arrays: Arrays) -> Arrays:
     return each(lambda y: y.astype(np.int64) if y.dtype.kind in "iub" else y, arrays)
 
 
+def weights(arrays: Arrays) -> Arrays:
+    """Give weights as float32, or refuse what is no weight: NaN, infinite or below zero."""
+    check("weights", arrays)
+    for name, array in named("weights", arrays):
+        if (array < 0).any():
+            raise checks.bad_value(
+                f"{name} holds values below zero.",
+                given=f"weights from {array.min():g} to {array.max():g}",
+                expected="numbers >= 0, where 0 leaves a target out",
+                fix="give what is not to be counted a weight of 0.",
+            )
+    return each(lambda array: array.astype(np.float32), arrays)
+
+
 def check(label: str, arrays: Arrays) -> None:
     """Refuse arrays that a model cannot learn from: empty, not numbers, NaN or infinite."""
     for name, array in named(label, arrays):
@@ -94,9 +108,10 @@ def check(label: str, arrays: Arrays) -> None:
             )
 
 
-def check_lengths(label: str, x: Arrays, y: Arrays) -> int:
+def check_lengths(label: str, x: Arrays, y: Arrays, weights: Arrays | None = None) -> int:
     """Return how many examples there are, or refuse arrays that disagree about it."""
     columns = named(f"x_{label}", x) + named(f"y_{label}", y)
+    columns += [] if weights is None else named(f"weights_{label}", weights)
     for name, array in columns:
         if array.ndim == 0:
             raise checks.bad_value(
@@ -148,11 +163,11 @@ def _rows(array: np.ndarray) -> np.ndarray:
     return flat.view(np.uint8)
 
 
-def fingerprint(splits: Mapping[str, tuple[Arrays, Arrays]]) -> str:
+def fingerprint(splits: Mapping[str, tuple[Arrays, ...]]) -> str:
     """Name the content of some splits by 32 hex digits, whatever the order inside each split."""
     total = hashlib.blake2b(digest_size=16)
-    for name, (x, y) in splits.items():
-        pairs = np.stack([hashes(x), hashes(y)], axis=1)
-        total.update(repr((name, len(pairs), signature(x), signature(y))).encode())
-        total.update(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].tobytes())
+    for name, parts in splits.items():
+        rows = np.stack([hashes(part) for part in parts], axis=1)
+        total.update(repr((name, len(rows), *map(signature, parts))).encode())
+        total.update(rows[np.lexsort(rows.T[::-1])].tobytes())
     return total.hexdigest()

@@ -18,8 +18,7 @@ Transform = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def batches(
-    x: Arrays,
-    y: Arrays,
+    examples: tuple[Arrays, ...],
     size: int,
     batch_size: int,
     *,
@@ -37,18 +36,19 @@ def batches(
         output_signature=(tf.TensorSpec((size,), tf.int64), tf.TensorSpec((), tf.int64)),
     )
     with tf.device("CPU:0"):
-        tensors = tf.nest.map_structure(tf.constant, (x, y))
+        tensors = tf.nest.map_structure(tf.constant, examples)
 
     def rows_of(order: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
         rows = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder)
         return rows.enumerate().map(lambda number, row: (row, tf.stack([seed, number])))
 
     def batch_of(rows: tf.Tensor, seed: tf.Tensor) -> Any:
-        inputs, targets = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
-        return (inputs, targets) if transform is None else transform(inputs, targets, seed)
+        x, y, *weights = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
+        pair = (x, y) if transform is None else transform(x, y, seed)
+        return (*pair, *weights) if isinstance(pair, tuple) else pair
 
     stream = passes.flat_map(rows_of).map(batch_of, tf.data.AUTOTUNE, deterministic=True)
-    _check_pair(stream.element_spec)
+    _check_parts(stream.element_spec, len(examples))
     steps = size // batch_size if drop_remainder else -(-size // batch_size)
     count = tf.data.INFINITE_CARDINALITY if repeat else steps
     return stream.apply(tf.data.experimental.assert_cardinality(count)).prefetch(tf.data.AUTOTUNE)
@@ -110,8 +110,8 @@ def _check(
         )
 
 
-def _check_pair(spec: object) -> None:
-    if not isinstance(spec, tuple) or len(spec) != 2:
+def _check_parts(spec: object, count: int) -> None:
+    if not isinstance(spec, tuple) or len(spec) != count:
         raise checks.bad_type(
             "`transform` must return a pair.",
             given=f"a result of {spec}",

@@ -93,7 +93,8 @@ def read(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Source
     if kind not in kinds:
         raise _unknown(name, kind, argument, kinds)
     source = importlib.import_module(f"{sources.__name__}.{kind}")
-    if bool(argument) != (":" in source.USAGE):
+    alone, wanted = kind == source.USAGE.partition("[")[0], ":" in source.USAGE
+    if (not argument and not alone) or (argument and not wanted):
         raise checks.bad_value(
             f"The name {name!r} is not complete." if not argument else f"{kind!r} stands alone.",
             given=repr(name),
@@ -145,8 +146,8 @@ def check_source(source: Source) -> None:
         check(f"x_{label}", split.x)
         check(f"y_{label}", split.y)
         check_lengths(label, split.x, split.y)
-        given = (signature(split.x), signature(split.y))
-        expected = (signature(source.train.x), signature(source.train.y))
+        given = tuple(map(signature, split.examples))
+        expected = tuple(map(signature, source.train.examples))
         if given != expected:
             raise checks.bad_value(
                 f"The {label} examples are not like the train examples.",

@@ -27,9 +27,13 @@ class Split:
     Args:
         x: Inputs, n examples along the first axis; a dict name -> array for several inputs.
         y: Targets, n along the first axis, or a dict. Integers become int64.
+        weights: What each target counts, as Keras's `sample_weight`: (n,) or more of the leading
+            axes of the targets, or a dict by the outputs' names. They become float32. A weight of
+            0 leaves a position out, such as an anchor without a box. None: each counts 1.
 
     Raises:
-        ValueError: "different lengths" where inputs and targets are not equally many.
+        ValueError: "different lengths" where inputs, targets and weights are not equally many,
+            "NaN or infinite values" and "below zero" of weights.
 
     Example:
         ```python
@@ -45,12 +49,15 @@ class Split:
 
     x: Arrays
     y: Arrays
+    weights: Arrays | None = None
 
     def __post_init__(self) -> None:
-        """Keep read-only views, and check that inputs and targets are equally many."""
+        """Keep read-only views, and check that inputs, targets and weights are equally many."""
         object.__setattr__(self, "x", arrays.standard(self.x))
         object.__setattr__(self, "y", arrays.standard(arrays.labels(self.y)))
-        arrays.check_lengths("split", self.x, self.y)
+        if self.weights is not None:
+            object.__setattr__(self, "weights", arrays.standard(arrays.weights(self.weights)))
+        arrays.check_lengths("split", self.x, self.y, self.weights)
 
     def __len__(self) -> int:
         """Count the examples."""
@@ -59,10 +66,15 @@ class Split:
     def __repr__(self) -> str:
         """Say how many examples there are and what one of them is."""
         parts = [f"{len(self)} examples"]
-        for label, values in (("x", self.x), ("y", self.y)):
+        for label, values in zip(("x", "y", "weights"), self.examples, strict=False):
             for name, array in arrays.named(label, values):
                 parts.append(f"{name}: {array.dtype}{list(array.shape[1:])}")
         return f"Split({', '.join(parts)})"
+
+    @property
+    def examples(self) -> tuple[Arrays, ...]:
+        """Give all the arrays as `fit` and `kd.compare` take them: (x, y), or (x, y, weights)."""
+        return (self.x, self.y) if self.weights is None else (self.x, self.y, self.weights)
 
     def select(self, rows: np.ndarray | slice) -> Split:
         """Give the examples of these row numbers, or of a slice, as a new split.
@@ -84,10 +96,7 @@ class Split:
             assert len(train.select(slice(100))) == 100
             ```
         """
-        return Split(
-            x=arrays.each(lambda array: array[rows], self.x),
-            y=arrays.each(lambda array: array[rows], self.y),
-        )
+        return Split(*(arrays.each(lambda array: array[rows], part) for part in self.examples))
 
     def batches(
         self,
@@ -113,11 +122,12 @@ class Split:
             transform: A function (x_batch, y_batch, seed) -> (x_batch, y_batch) of TensorFlow
                 operations, as for augmentation. `seed` is an int64 tensor of shape (2,) for
                 stateless operations, a new one for each batch of each pass, derived from
-                `shuffle_seed` (from 0 where that is None).
+                `shuffle_seed` (from 0 where that is None). Weights go past it as they are.
             drop_remainder: Whether to leave out the smaller last batch of a pass.
 
         Returns:
-            A `tf.data.Dataset` of (x, y), prefetched, that knows its number of batches.
+            A `tf.data.Dataset` of (x, y), or (x, y, weights) where there are some, prefetched,
+            that knows its number of batches.
 
         Raises:
             ValueError: "The split is empty", or "Not one batch would be left" where
@@ -139,8 +149,7 @@ class Split:
             ```
         """
         return batching.batches(
-            self.x,
-            self.y,
+            self.examples,
             len(self),
             batch_size,
             shuffle_seed=shuffle_seed,
@@ -161,7 +170,8 @@ class Dataset:
         train: What models learn from.
         validation: What settings, epochs and students are chosen on; may be empty.
         test: What is reported, once.
-        classes: Number of classes where the targets are a vector of class numbers, else None.
+        classes: Number of classes where the targets are class numbers, one an example or a map
+            of them, else None.
         label_names: Names of the classes where they are known, else None.
 
     Example:
@@ -186,12 +196,13 @@ class Dataset:
     def fingerprint(self) -> str:
         """Name the content by 32 hex digits, whatever the order of the examples in a split.
 
-        It covers inputs, targets, dtypes, shapes and which example is in which split, not `name`:
-        the same MNIST from npz, idx and tfds has the same fingerprint. It is computed when first
-        asked for, from the arrays that are here, so a mapped or shortened data set has its own.
+        It covers inputs, targets, weights, dtypes, shapes and which example is in which split, not
+        `name`: the same MNIST from npz, idx and tfds has the same fingerprint. It is computed when
+        first asked for, from the arrays that are here, so a mapped or shortened data set has its
+        own.
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return arrays.fingerprint({name: (split.x, split.y) for name, split in splits.items()})
+        return arrays.fingerprint({name: split.examples for name, split in splits.items()})
 
     def map_inputs(self, function: Callable[[Any], Any]) -> Dataset:
         """Apply a function to the inputs of every split, for scaling and shapes.
@@ -222,7 +233,7 @@ class Dataset:
             result = function(split.x)
             is_dict = isinstance(result, dict)
             x = {k: np.asarray(v) for k, v in result.items()} if is_dict else np.asarray(result)
-            new = Split(x=x, y=split.y)
+            new = replace(split, x=x)
             if len(new):
                 arrays.check("mapped x", new.x)
             return new

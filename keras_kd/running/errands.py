@@ -45,7 +45,7 @@ def evaluate(
     for role, one in {"teacher": model, **models}.items():
         lessons.check(one, role, dataset)
     teaching = lessons.stated(model, dataset)
-    test = (dataset.test.x, dataset.test.y)  # as arrays: all the labels say what the task is
+    test = dataset.test.examples  # as arrays: all the labels say what the task is
     return compare(teacher=teaching, students=models, data=test, batch_size=BATCH)
 
 
