@@ -132,6 +132,24 @@ class Recipe:
 
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
+    def measures(self) -> list[keras.metrics.Metric]:
+        """Return new metrics to measure beside those of `keras_kd.compare`; here: none.
+
+        They see the labels and a model's own outputs, are shown in the table of the run for
+        teacher, alone and distilled, and are written into run.json under their names.
+        """
+        return []
+
+    def adapt(self, model: keras.Model, dataset: Dataset) -> None:
+        """Set what a new network takes from the training data before it learns; here: nothing.
+
+        Use it for `keras.layers.Normalization`: a scaling inside the network is exported with it.
+
+        Args:
+            model: the teacher or the student, just built.
+            dataset: the prepared data; only its `train` split may be looked at.
+        """
+
     def smoke(self) -> Recipe:
         """Return the same story at its smallest: one seed, two epochs, a few hundred examples."""
         return dataclasses.replace(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from keras_kd.running.progress import Progress
 if TYPE_CHECKING:
     import keras
 
-    from keras_kd.data import Dataset
+    from keras_kd.data import Dataset, Split
     from keras_kd.recipes import Recipe
     from keras_kd.running.plans import StudentPlan
     from keras_kd.teachers import Teacher
@@ -78,6 +78,7 @@ class Teaching:
         keras.utils.set_random_seed(TEACHER_SEED)
         self._recipe, self._dataset = recipe, dataset
         self._model = recipe.teacher()
+        recipe.adapt(self._model, dataset)
         check(self._model, "teacher", dataset)
         rehearse(recipe, self._model, dataset)
         key = records.teacher_key(recipe, dataset, self._model, TEACHER_SEED)
@@ -171,6 +172,7 @@ def new_student(plan: StudentPlan, dataset: Dataset, seed: int) -> keras.Model:
 
     keras.utils.set_random_seed(seed)
     student = plan.student()
+    plan.adapt(student, dataset)
     check(student, "student", dataset)
     return student
 
@@ -246,6 +248,32 @@ def teach_student(
     stage = f"{arm} seed {seed}"
     trained = fit(learner, plan, dataset, budget, stage, logs, progress)
     return Trained(student, trained.history, trained.seconds)
+
+
+def measured(
+    model: keras.Model, metrics: Sequence[keras.metrics.Metric], split: Split, batch_size: int
+) -> dict[str, float]:
+    """Measure a model with metrics that see the labels and its own outputs, as it gives them.
+
+    Args:
+        model: the model.
+        metrics: new metrics; none: the model is not asked.
+        split: the examples.
+        batch_size: examples in a batch.
+
+    Returns:
+        A metric's name -> its result over the whole split.
+    """
+    import tensorflow as tf
+
+    if not metrics:
+        return {}
+    answer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    for x, y in split.batches(batch_size):
+        outputs = answer(x)
+        for metric in metrics:
+            metric.update_state(y, outputs)
+    return {metric.name: float(metric.result()) for metric in metrics}
 
 
 def fit(

@@ -71,6 +71,12 @@ class StudentPlan(Protocol):
     def metrics(self) -> Any:
         """Make new metrics, nested as the outputs."""
 
+    def measures(self) -> list[keras.metrics.Metric]:
+        """Make new metrics to measure beside those of `keras_kd.compare`."""
+
+    def adapt(self, model: keras.Model, dataset: Dataset) -> None:
+        """Set what a new network takes from the training data before it learns."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UserPlan:
@@ -139,6 +145,13 @@ class UserPlan:
         """Make a metric for each output."""
         made = {name: [output.metric()] for name, output in self.outputs.items()}
         return made.get("", made)
+
+    def measures(self) -> list[keras.metrics.Metric]:
+        """Return none: `keras_kd.compare` measures what fits any data."""
+        return []
+
+    def adapt(self, model: keras.Model, dataset: Dataset) -> None:
+        """Do nothing: a person's networks are taken as they are."""
 
 
 def check_settings(

@@ -50,6 +50,7 @@ STUDENT_METHODS = (
     "student_augmentation",
     "distillation_losses",
     "distillation_loss_weights",
+    "measures",
 )
 
 
