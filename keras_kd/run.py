@@ -329,7 +329,7 @@ def measure(
     from keras_kd.evaluation import compare
 
     students = {name: model for name, model in models.items() if name != "teacher"}
-    data = (split.x, split.y)  # as arrays, so that all the labels say what the task is
+    data = split.examples  # as arrays, so that all the labels say what the task is
     rows = compare(teacher=teacher, students=students, data=data, batch_size=errands.BATCH).rows
     return {
         name: row | lessons.measured(models[name], plan.measures(), split, errands.BATCH)

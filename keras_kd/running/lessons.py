@@ -257,7 +257,8 @@ def measured(
 
     Args:
         model: the model.
-        metrics: new metrics; none: the model is not asked.
+        metrics: new metrics, called with labels, outputs and the split's weights, where it has
+            some; none: the model is not asked.
         split: the examples.
         batch_size: examples in a batch.
 
@@ -269,10 +270,10 @@ def measured(
     if not metrics:
         return {}
     answer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
-    for x, y in split.batches(batch_size):
+    for x, y, *weights in split.batches(batch_size):
         outputs = answer(x)
         for metric in metrics:
-            metric.update_state(y, outputs)
+            metric.update_state(y, outputs, *weights)
     return {metric.name: float(metric.result()) for metric in metrics}
 
 

@@ -64,6 +64,11 @@ def test_measures_see_the_labels_and_the_models_own_outputs() -> None:
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
     assert found == {"nats": pytest.approx(-log_p[np.arange(23), y].mean(), rel=1e-5)}
     assert lessons.measured(model, [], Split(x=x, y=y), batch_size=10) == {}
+    weights = np.arange(23.0)
+    split = Split(x=x, y=y, weights=weights)
+    found = lessons.measured(model, [keras.metrics.SparseCategoricalCrossentropy()], split, 10)
+    expected = -np.average(log_p[np.arange(23), y], weights=weights)
+    assert found["sparse_categorical_crossentropy"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
