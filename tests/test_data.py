@@ -237,8 +237,10 @@ def test_weights_by_name_and_their_fingerprint():
     ("weights", "words"),
     [
         (np.arange(9), "different lengths"),
-        ({"a": np.full(10, np.nan)}, r"weights\['a'\] holds NaN or infinite values"),
-        (np.arange(10) - 1, "weights holds values below zero"),
+        ({"a": np.full(10, np.nan)}, r"weights\['a'\] holds what is no weight"),
+        (np.full(10, np.inf), "weights holds what is no weight"),
+        (np.arange(10) - 1, "weights holds what is no weight"),
+        (np.array(["1"] * 10), "weights holds what is no weight"),
     ],
 )
 def test_weights_that_are_none_are_refused(weights, words):

@@ -68,14 +68,14 @@ def labels(arrays: Arrays) -> Arrays:
 
 
 def weights(arrays: Arrays) -> Arrays:
-    """Give weights as float32, or refuse what is no weight: NaN, infinite or below zero."""
-    check("weights", arrays)
+    """Give weights as float32, or refuse what is no weight."""
     for name, array in named("weights", arrays):
-        if (array < 0).any():
+        if array.dtype.kind not in "biuf" or not (np.isfinite(array) & (array >= 0)).all():
             raise checks.bad_value(
-                f"{name} holds values below zero.",
-                given=f"weights from {array.min():g} to {array.max():g}",
-                expected="numbers >= 0, where 0 leaves a target out",
+                f"{name} holds what is no weight.",
+                given=f"an array of shape {array.shape} and dtype {array.dtype}, with text, NaN, "
+                "infinity or numbers below zero in it",
+                expected="finite numbers >= 0, where 0 leaves a target out",
                 fix="give what is not to be counted a weight of 0.",
             )
     return each(lambda array: array.astype(np.float32), arrays)

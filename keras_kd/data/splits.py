@@ -33,7 +33,7 @@ class Split:
 
     Raises:
         ValueError: "different lengths" where inputs, targets and weights are not equally many,
-            "NaN or infinite values" and "below zero" of weights.
+            "no weight" where weights are not finite numbers from 0.
 
     Example:
         ```python
