@@ -1,6 +1,9 @@
 """Named data sets, held in memory, in train, validation and test splits.
 
 digits               scikit-learn's 8x8 handwritten digits (1,797), nothing to download
+breast_cancer        569 tumours, 30 measurements, malignant or benign (scikit-learn)
+diabetes             442 patients, 10 measurements, a number to predict (scikit-learn)
+python_text          windows of characters from the help texts that Python itself ships
 mnist1d              MNIST-1D (Greydanus and Kobak 2024), generated: pip install mnist1d
 tfds:NAME[:CONFIG]   TensorFlow Datasets, for example tfds:mnist
 npz:FILE             your own arrays x_train, y_train, x_test, y_test in one file

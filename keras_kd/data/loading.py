@@ -33,7 +33,8 @@ def load(
     npz and idx have none. Scale and reshape with `Dataset.map_inputs`.
 
     Args:
-        name: "digits", "mnist1d", "tfds:NAME[:CONFIG]", "npz:FILE" or "idx:FOLDER".
+        name: one of `keras-kd list data`: "digits", "mnist1d", "tfds:NAME[:CONFIG]", "npz:FILE",
+            "idx:FOLDER" and others.
         data_dir: Folder of the prepared TensorFlow Datasets, for tfds only; default: TFDS's own,
             ~/tensorflow_datasets. What is not there is downloaded into it.
         validation: Share of the train split to draw, 0 <= validation < 1; used where the source
