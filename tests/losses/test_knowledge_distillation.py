@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_kd.losses import LogitsDistillation, SoftCrossEntropy
+from keras_kd.losses.knowledge_distillation import kl_divergence, soft_cross_entropy
 from tests import references
 
 TEMPERATURES = [0.5, 1.0, 4.0, 20.0]
@@ -125,6 +126,18 @@ def test_soft_cross_entropy_is_the_papers_value(logits, temperature, activation)
     assert float(value) == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_functions_and_soft_cross_entropy_soften_nothing_unless_asked(logits):
+    crossed = references.soft_cross_entropy(*logits)
+    jensen_shannon = references.jensen_shannon(*logits, beta=0.5)
+    for values, expected in (
+        (kl_divergence(*logits), references.kl_divergence(*logits)),
+        (kl_divergence(*logits, direction="jensen_shannon"), jensen_shannon),
+        (soft_cross_entropy(*logits), crossed),
+        (SoftCrossEntropy().compute_loss(*logits), crossed.mean()),
+    ):
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_other_losses_get_logits_over_t_and_no_t_squared(logits, temperature):
     t, s = (references.float64(z) / temperature for z in logits)
@@ -150,6 +163,8 @@ def test_any_number_of_axes_may_stand_before_the_classes(rng, shape):
     t, s = (rng.normal(size=shape) for _ in range(2))
     expected = references.kl_divergence(t, s, 3.0).mean()
     assert float(LogitsDistillation().compute_loss(t, s)) == pytest.approx(expected, rel=1e-6)
+    expected = references.soft_cross_entropy(t, s).mean()
+    assert float(SoftCrossEntropy().compute_loss(t, s)) == pytest.approx(expected, rel=1e-6)
 
 
 # --- laws -----------------------------------------------------------------------------------------
