@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 from keras.distillation import DistillationLoss as KerasLoss
 
-from keras_kd import checks, replicas
+from keras_kd import checks, reductions, replicas, schedules
 from keras_kd.attached import Answer
 from keras_kd.losses import base
 
@@ -22,10 +24,10 @@ class Connections(keras.layers.Layer):
 
     Args:
         losses: one distillation loss or several.
-        factors: one weight for each, or `None` for 1.0 each.
+        factors: one weight for each (a number or a schedule), or `None` for 1.0 each.
     """
 
-    def __init__(self, losses: Any, factors: Sequence[float] | float | None) -> None:
+    def __init__(self, losses: Any, factors: Any) -> None:
         super().__init__(name="connections", dtype="float32")
         self.terms = _checked_losses(losses)
         self.factors = _checked_factors(factors, len(self.terms))
@@ -57,6 +59,7 @@ class Connections(keras.layers.Layer):
         for index, (loss, pair) in enumerate(zip(self.terms, self.shapes, strict=True)):
             if not isinstance(loss, base.DistillationLoss):
                 continue
+            loss.check_layers(*pair)
             connector = loss.connector(*pair)
             if connector is not None:
                 connector(*[_symbols(side) for side in pair])  # builds it
@@ -109,33 +112,72 @@ class Connections(keras.layers.Layer):
                 loss.check(t, s)
 
     def values(
-        self, teacher: Answer, student: Answer, y: Any, sample_weight: Any, step: Any
+        self,
+        teacher: Answer,
+        student: Answer,
+        y: Any,
+        sample_weight: Any,
+        step: Any,
+        training: bool = False,
     ) -> list[tuple[Any, Any]]:
-        """Compute each loss, unweighted, with the number of examples that it averages over."""
+        """Compute each loss, unweighted, with the number of examples that it averages over.
+
+        Args:
+            teacher: what the teacher answers.
+            student: what the student answers.
+            y: labels, or `None`.
+            sample_weight: weights of the examples, or `None`.
+            step: number of optimizer steps taken.
+            training: whether the connectors may move their state, as a train step does.
+        """
         return [
             (_value(loss, t, s, y, sample_weight, step), count)
-            for loss, t, s, count in self._pairs(teacher, student)
+            for loss, t, s, count in self._pairs(teacher, student, training)
         ]
 
-    def _pairs(self, teacher: Answer, student: Answer) -> Iterator[tuple[KerasLoss, Any, Any, Any]]:
+    def factors_at(self, step: Any) -> list[Any]:
+        """Return the weight of each loss at a step."""
+        return [schedules.at(factor, step) for factor in self.factors]
+
+    def schedules(self) -> dict[str, Any]:
+        """Return the weights and arguments that change with the step, by name in the logs."""
+        found: dict[str, Any] = {}
+        for loss, name, factor in zip(self.terms, self.names, self.factors, strict=True):
+            own = loss.schedules() if isinstance(loss, base.DistillationLoss) else {}
+            found |= {f"{name}_{argument}": value for argument, value in own.items()}
+            if schedules.is_schedule(factor):
+                found[f"{name}_weight"] = factor
+        return found
+
+    def _pairs(
+        self, teacher: Answer, student: Answer, training: bool = False
+    ) -> Iterator[tuple[KerasLoss, Any, Any, Any]]:
         """Give each loss what it compares, behind its connector, and how many examples that is."""
         for index, loss in enumerate(self.terms):
             t, s = _pair(loss, teacher, student)
             count = replicas.examples(s)
             if index in self._places:
-                masks = [base.mask_of(leaf) for leaf in keras.tree.flatten(s)]
-                t, s = self.connectors[self._places[index]](t, s)
-                for leaf, mask in zip(keras.tree.flatten(s), masks, strict=False):
-                    base.with_mask(leaf, mask)
+                t, s = _connected(self.connectors[self._places[index]], t, s, training)
             yield loss, t, s, count
 
     def get_config(self) -> dict[str, Any]:
         """Return the losses, weights and shapes, from which a Distiller is made again."""
         return {
             "distillation_losses": [keras.saving.serialize_keras_object(t) for t in self.terms],
-            "distillation_loss_weights": list(self.factors),
+            "distillation_loss_weights": [schedules.serialize(factor) for factor in self.factors],
             "shapes": self.shapes,
         }
+
+
+def _connected(connector: keras.layers.Layer, t: Any, s: Any, training: bool) -> tuple[Any, Any]:
+    """Pass both sides through a connector; the student's masks go on beside what it returns."""
+    t = keras.tree.map_structure(ops.stop_gradient, t)
+    masks = [reductions.mask_of(leaf) for leaf in keras.tree.flatten(s)]
+    takes_training = "training" in inspect.signature(connector.call).parameters
+    t, s = connector(t, s, training=training) if takes_training else connector(t, s)
+    for leaf, mask in zip(keras.tree.flatten(s), masks, strict=False):
+        reductions.with_mask(leaf, mask)
+    return t, s
 
 
 def _value(loss: KerasLoss, t: Any, s: Any, y: Any, sample_weight: Any, step: Any) -> Any:
@@ -151,10 +193,12 @@ def _value(loss: KerasLoss, t: Any, s: Any, y: Any, sample_weight: Any, step: An
             )
         loss.validate_outputs(t, s)
         value = loss.compute_loss(t, s)
-    value = base.as_float32(value)
+    value = reductions.as_float32(value)
     if len(value.shape) == 0:
         return value
-    return base.weighted_mean(value, sample_weight, base.mask_of(keras.tree.flatten(s)[0]))
+    return reductions.weighted_mean(
+        value, sample_weight, reductions.mask_of(keras.tree.flatten(s)[0])
+    )
 
 
 def _compared(loss: KerasLoss, kinds: list[str]) -> set[str]:
@@ -232,7 +276,7 @@ def _checked_losses(losses: Any) -> tuple[KerasLoss, ...]:
     return given
 
 
-def _checked_factors(factors: Any, count: int) -> list[float]:
+def _checked_factors(factors: Any, count: int) -> list[Any]:
     if factors is None:
         return [1.0] * count
     given = list(factors) if isinstance(factors, (list, tuple)) else [factors]
@@ -243,7 +287,7 @@ def _checked_factors(factors: Any, count: int) -> list[float]:
             expected=f"{count} numbers, one for each loss",
             fix="give each loss its weight, or leave distillation_loss_weights out.",
         )
-    return [checks.number("distillation_loss_weights", factor) for factor in given]
+    return [schedules.number("distillation_loss_weights", factor) for factor in given]
 
 
 def _unique_names(losses: Sequence[KerasLoss]) -> list[str]:

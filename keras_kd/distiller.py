@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_kd import checks, replicas
+from keras_kd import checks, replicas, schedules
 from keras_kd.attached import Answer
 from keras_kd.connections import Connections
 from keras_kd.first_look import FirstLook, local_batch, no_labels, nothing_to_train, peek
+from keras_kd.keras_models import computes_in_float16, supports_jit
 from keras_kd.outputs import OutputReader
 from keras_kd.taps import TappedModel, call_model, check_inputs, output_names
 from keras_kd.teachers import AbsentTeacher, Teacher, as_teacher, no_model, refuse_shared_weights
@@ -31,17 +32,18 @@ class Distiller(keras.Model):
                 + (1 − student_loss_weight) · Σ weightᵢ · lossᵢ(t, s) + Σ student.losses
 
     The logs hold `loss` (the total), `student_loss`, each distillation loss under its name
-    (unweighted) and your metrics. In `evaluate`, `loss` is student_loss + Σ student.losses, and the
-    teacher is not called.
+    (unweighted), each schedule under its own (`student_loss_weight`, `<loss>_temperature`,
+    `<loss>_weight`) and your metrics. In `evaluate`, `loss` is student_loss + Σ student.losses, and
+    the teacher is not called.
 
     Args:
         teacher: a `keras.Model`, a list of them (an ensemble), or a `kd.Teacher`.
         student: a `keras.Model`, Functional, Sequential or subclassed. It is trained in place.
         distillation_losses: one loss or a list, of `kd.losses` or `keras.distillation`.
-        distillation_loss_weights: one number for each loss. Defaults to 1.0 each. Weights that are
-            all 0 skip the teacher.
-        student_loss_weight: share of the labels' loss, from 0 to 1; at 0 neither labels nor a
-            compiled loss are needed. Defaults to 0.5.
+        distillation_loss_weights: one number or schedule for each loss. Defaults to 1.0 each.
+            Weights that are all 0 skip the teacher.
+        student_loss_weight: share of the labels' loss, from 0 to 1, or a schedule of it; at 0
+            neither labels nor a compiled loss are needed. Defaults to 0.5.
         name: name of the model. Defaults to `"distiller"`.
         **kwargs: passed on to `keras.Model`.
 
@@ -76,8 +78,8 @@ class Distiller(keras.Model):
         teacher: Any,
         student: keras.Model,
         distillation_losses: Any,
-        distillation_loss_weights: Sequence[float] | None = None,
-        student_loss_weight: float = 0.5,
+        distillation_loss_weights: Any = None,
+        student_loss_weight: Any = 0.5,
         name: str = "distiller",
         **kwargs: Any,
     ) -> None:
@@ -87,11 +89,14 @@ class Distiller(keras.Model):
         if not isinstance(student, keras.Model):
             raise no_model("student", student)
         self.student = student
-        self.student_loss_weight = checks.fraction("student_loss_weight", student_loss_weight)
+        self.student_loss_weight = schedules.fraction("student_loss_weight", student_loss_weight)
         self.connections = Connections(distillation_losses, distillation_loss_weights)
         self._tapped = TappedModel(student, self.connections.student_paths)
         self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self._loss_trackers = [keras.metrics.Mean(name=name) for name in self.connections.names]
+        self._schedule_trackers = schedules.trackers(
+            {"student_loss_weight": self.student_loss_weight, **self.connections.schedules()}
+        )
         self._evaluating = False
         self._unlabelled = {False: False, True: False}
         self._set_teacher(as_teacher(teacher))
@@ -106,7 +111,7 @@ class Distiller(keras.Model):
         return list(self.connections.terms)
 
     @property
-    def distillation_loss_weights(self) -> list[float]:
+    def distillation_loss_weights(self) -> list[Any]:
         """The weight of each distillation loss."""
         return self.connections.factors
 
@@ -179,7 +184,12 @@ class Distiller(keras.Model):
     @property
     def needs_teacher(self) -> bool:
         """Whether a step asks the teacher: not where its losses all weigh nothing."""
-        return self.student_loss_weight < 1.0 and any(self.connections.factors)
+        return self.student_loss_weight != 1.0 and any(self.connections.factors)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a step asks for labels: not where their loss weighs nothing."""
+        return self.student_loss_weight != 0.0
 
     # --- Keras's interface ----------------------------------------------------------------------
 
@@ -200,7 +210,7 @@ class Distiller(keras.Model):
         Raises:
             ValueError: "A student loss is needed" for `loss=None` at a weight above 0.
         """
-        if loss is None and self.student_loss_weight > 0:
+        if loss is None and self.needs_labels:
             raise checks.bad_value(
                 f"A student loss is needed at student_loss_weight={self.student_loss_weight}.",
                 given="compile(loss=None)",
@@ -212,9 +222,9 @@ class Distiller(keras.Model):
         self._auto_scale_loss = kwargs.get("auto_scale_loss", True)
         optimizer = keras.optimizers.get(optimizer)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if self._auto_scale_loss and not scaled and _computes_in_float16(self.student):
+        if self._auto_scale_loss and not scaled and computes_in_float16(self.student):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        if kwargs.get("jit_compile", "auto") == "auto" and not _supports_jit(self._teacher.models):
+        if kwargs.get("jit_compile", "auto") == "auto" and not supports_jit(self._teacher.models):
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
@@ -266,20 +276,24 @@ class Distiller(keras.Model):
         """Add up this replica's part of the total: the gradients' sum over replicas is exact."""
         total = replicas.once([*self.student.losses, *self.connections.losses])
         student_loss = self._student_loss(y, student.own, weight)
-        if self.student_loss_weight > 0:
+        step = self.optimizer.iterations
+        for schedule in self._schedule_trackers:
+            schedule.update_state(step)
+        share = schedules.at(self.student_loss_weight, step)
+        if self.needs_labels:
             if student_loss is None:
                 raise no_labels(self.student_loss_weight)
-            total += self.student_loss_weight * student_loss
+            total += share * student_loss
         if teacher is None:
             return total
-        step = self.optimizer.iterations
-        values = self.connections.values(teacher, student, y, weight, step)
+        factors = self.connections.factors_at(step)
+        values = self.connections.values(teacher, student, y, weight, step, training=True)
         for tracker, factor, (value, count) in zip(
-            self._loss_trackers, self.connections.factors, values, strict=True
+            self._loss_trackers, factors, values, strict=True
         ):
             tracker.update_state(value, sample_weight=count)
-            if factor:
-                total += (1.0 - self.student_loss_weight) * factor * replicas.share(count) * value
+            if not isinstance(factor, float) or factor:
+                total += (1.0 - share) * factor * replicas.share(count) * value
         return total
 
     def _student_loss(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
@@ -319,7 +333,8 @@ class Distiller(keras.Model):
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Return the logs; what this pass does not compute is absent, not 0."""
-        absent = [] if self.needs_teacher and not self._evaluating else list(self._loss_trackers)
+        absent: list = [] if self.needs_teacher and not self._evaluating else [*self._loss_trackers]
+        absent += self._schedule_trackers if self._evaluating else []
         if self._compile_loss is None or self._unlabelled[self._evaluating]:
             absent.append(self._student_loss_tracker)
             absent += [self._loss_tracker] if self._evaluating else []
@@ -387,7 +402,7 @@ class Distiller(keras.Model):
             **super().get_config(),
             **self.connections.get_config(),
             "student": keras.saving.serialize_keras_object(self.student),
-            "student_loss_weight": self.student_loss_weight,
+            "student_loss_weight": schedules.serialize(self.student_loss_weight),
             "teacher": {"name": self._teacher.name, "fingerprint": self._teacher.fingerprint()},
         }
 
@@ -403,6 +418,10 @@ class Distiller(keras.Model):
                 keras.saving.deserialize_keras_object(loss)
                 for loss in config.pop("distillation_losses")
             ],
+            distillation_loss_weights=[
+                schedules.deserialize(w) for w in config.pop("distillation_loss_weights")
+            ],
+            student_loss_weight=schedules.deserialize(config.pop("student_loss_weight")),
             **config,
         )
         if shapes is not None:
@@ -419,12 +438,3 @@ class Distiller(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
-
-
-def _computes_in_float16(model: keras.Model) -> bool:
-    layers = [model, *model._flatten_layers(include_self=False)]
-    return any(layer.compute_dtype == "float16" for layer in layers)
-
-
-def _supports_jit(models: Sequence[keras.Model]) -> bool:
-    return all(layer.supports_jit for model in models for layer in model._flatten_layers())

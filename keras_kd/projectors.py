@@ -62,7 +62,7 @@ class Projector(keras.layers.Layer):
         """Resize, then map the channels."""
         if self.size is not None:
             size = self.size if like is None else keras.ops.shape(like)[1:-1]
-            features = _resize(features, tuple(size))
+            features = resize(features, tuple(size))
         return features if self.layer is None else self.layer(features)
 
     def _resized_shape(self, shape: Shape) -> Shape:
@@ -87,8 +87,49 @@ class Projector(keras.layers.Layer):
         return cls(layer=own, **config)
 
 
-def _resize(features: Any, size: tuple) -> Any:
-    """Resize maps or sequences bilinearly; a size may be known only when the graph runs."""
+@keras.saving.register_keras_serializable(package="keras_kd")
+class ProjectingConnector(keras.layers.Layer):
+    """Pass the teacher's feature through and project the student's onto its shape."""
+
+    def __init__(self, projector: keras.layers.Layer, **kwargs: Any) -> None:
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        self.projector = projector
+        self.supports_masking = True
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Set no mask: the student's travels beside its feature."""
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Create the projector's weights."""
+        if not self.projector.built:
+            self.projector.build(student_shape)
+
+    def call(self, teacher: Any, student: Any) -> tuple[Any, Any]:
+        """Return both features in the teacher's shape."""
+        if isinstance(self.projector, Projector):
+            return teacher, self.projector(student, like=teacher)
+        return teacher, self.projector(student)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        projector = keras.saving.serialize_keras_object(self.projector)
+        return {**super().get_config(), "projector": projector}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ProjectingConnector:
+        """Make the layer again from `get_config()`."""
+        projector = keras.saving.deserialize_keras_object(config["projector"])
+        return cls(**{**config, "projector": projector})
+
+
+def resize(features: Any, size: tuple) -> Any:
+    """Resize maps or sequences bilinearly; a size may be known only when the graph runs.
+
+    Args:
+        features: `(batch, height, width, channels)` or `(batch, length, channels)`.
+        size: `(height, width)` or `(length,)`.
+    """
     if len(size) == 2:
         return tf.image.resize(features, size)
     return tf.squeeze(tf.image.resize(tf.expand_dims(features, 2), (*size, 1)), 2)

@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_kd import checks
 from keras_kd.attached import AttachedEnsemble, AttachedTeacher
+from keras_kd.keras_models import layers_of
 from keras_kd.outputs import ACTIVATIONS, KINDS
 
 
@@ -277,8 +278,8 @@ def fingerprint(models: Iterable[keras.Model], shares: Sequence[float] = ()) -> 
     """
     digest = hashlib.blake2b(repr(shares).encode(), digest_size=16)
     for model in models:
-        layers = [model, *model._flatten_layers(include_self=False)]
-        digest.update("/".join(type(layer).__name__ for layer in layers).encode())
+        kinds = (type(layer).__name__ for layer in layers_of(model))
+        digest.update("/".join(kinds).encode())
         for variable in model.weights:
             digest.update(f"{tuple(variable.shape)}{variable.dtype}".encode())
             digest.update(ops.convert_to_numpy(variable).tobytes())

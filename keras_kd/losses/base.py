@@ -8,38 +8,47 @@ class casts to float32, checks the shapes, walks over nested outputs and reduces
 
 from __future__ import annotations
 
+import copy
 import inspect
-import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_kd import checks
+from keras_kd import checks, reductions, schedules
+from keras_kd.distributions import ACTIVATIONS as ACTIVATIONS
+from keras_kd.distributions import Tensor as Tensor
+from keras_kd.features import flat
+from keras_kd.structures import alike, as_arrays, outline, per_leaf, shapes_of
 
-Tensor = Any
 Term = Callable[..., Tensor]
-ACTIVATIONS = ("softmax", "sigmoid")
+LayerNames = str | Sequence[str] | None
+"""One layer, several of them, or the model's output (`None`)."""
 
 
 class DistillationLoss(keras.distillation.DistillationLoss):
     """Base class of the losses here; subclass it to add one from a paper.
 
-    Override `per_example(teacher, student, y)`: both tensors are float32 and of one shape, and what
-    it returns is one number for each example (or for each position of a sequence or a map).
-    Weights, masks, nested outputs, mixed precision and replicas are taken care of.
+    Override `per_example(teacher, student)`: both tensors are float32 and of one shape, and what it
+    returns is one number for each example (or for each position of a sequence or a map). Take
+    `y` for the labels, and `present` (boolean: not masked, weight not 0) where examples are related
+    to each other. Weights, masks, nested outputs, schedules, mixed precision and replicas are taken
+    care of, and the config is read from the constructor's arguments, so keep each as an attribute
+    of its name.
 
     Args:
-        teacher_layer_name: path of the teacher's layer to learn from; `None` is the model's output.
-        student_layer_name: path of the student's layer that learns; `None` is the model's output.
+        teacher_layer_name: path of the teacher's layer to learn from, or a list of paths; `None` is
+            the model's output.
+        student_layer_name: path of the student's layer that learns, or a list of as many paths;
+            `None` is the model's output.
         name: name in the logs; defaults to the class's name in snake case.
 
     Raises:
         ValueError: "The shapes of teacher and student differ" when they meet, "A sample_weight of
-            shape … does not fit …" for a weight that matches no leading axes.
+            shape … does not fit …" for a weight that matches no leading axes, "… needs labels",
+            "… compares … layers".
 
     Example:
     ```python
@@ -47,7 +56,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     import keras_kd as kd
 
     class MeanAbsoluteLogits(kd.losses.DistillationLoss):
-        def per_example(self, teacher, student, y=None):
+        def per_example(self, teacher, student):
             return keras.ops.mean(keras.ops.abs(teacher - student), axis=-1)
 
     loss = MeanAbsoluteLogits()
@@ -55,8 +64,27 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     ```
     """
 
+    paper: ClassVar[str] = ""
+    """Who published it and when, for `keras-kd list losses`."""
+
     space: ClassVar[str] = "logits"
-    """`"logits"`: outputs arrive in log space, also probabilities. `"features"`: as they are."""
+    """`"logits"`: outputs in log space, also probabilities. `"values"`: outputs as they are.
+    `"features"`: layers, or outputs as they are."""
+
+    needs_labels: ClassVar[bool] = False
+    """Whether `per_example` needs `y`."""
+
+    trained_parts: ClassVar[str] = ""
+    """What `connector` makes, in words."""
+
+    layers: ClassVar[int] = 1
+    """How many layers (or outputs) of each model it compares, at least."""
+
+    takes_all: ClassVar[bool] = False
+    """Whether `per_example` gets all layers at once; else it gets them pair by pair."""
+
+    ignores_padding: ClassVar[bool] = False
+    """Whether zeros at padded positions change nothing in a value for a whole example."""
 
     activation: str | None = None
     """`"softmax"` or `"sigmoid"` where the loss takes the logits for one of these; else `None`."""
@@ -64,36 +92,56 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     def __init__(
         self,
         *,
-        teacher_layer_name: str | None = None,
-        student_layer_name: str | None = None,
+        teacher_layer_name: LayerNames = None,
+        student_layer_name: LayerNames = None,
         name: str | None = None,
     ) -> None:
-        self.teacher_layer_name = _layer_name("teacher_layer_name", teacher_layer_name)
-        self.student_layer_name = _layer_name("student_layer_name", student_layer_name)
+        self.teacher_layer_name = _layer_names("teacher_layer_name", teacher_layer_name)
+        self.student_layer_name = _layer_names("student_layer_name", student_layer_name)
+        _refuse_unpaired(self.teacher_layer_name, self.student_layer_name)
         self.name = name or snake_case(type(self).__name__)
 
-    def per_example(self, teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
+    def per_example(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return the loss of each example or position; every subclass says how."""
         raise checks.bad_type(
             f"{type(self).__name__} does not say what an example's loss is.",
             given="no `per_example` method",
-            expected="def per_example(self, teacher, student, y=None)",
+            expected="def per_example(self, teacher, student)",
             fix="define it, or define `compute_loss(teacher_outputs, student_outputs, **kwargs)`.",
         )
 
     def terms(self) -> Any:
         """Return the function of one output, or a nested structure of them (`None`: left out)."""
-        if len(inspect.signature(self.per_example).parameters) > 2:
-            return self.per_example
-        return lambda teacher, student, y=None: self.per_example(teacher, student)
+        return self.per_example
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer | None:
         """Return the layer with this loss's own trained parts, called on (teacher, student).
 
         The Distiller builds, tracks, trains and saves it, and leaves it out of the exported
-        student, so one loss object may serve two Distillers. Most losses have none: `None`.
+        student, so one loss object may serve two Distillers. A `training` argument of its `call` is
+        given. Most losses have none: `None`.
         """
         return None
+
+    def schedules(self) -> dict[str, Any]:
+        """Return the arguments that change with the step, by name; those of a loss inside too."""
+        found: dict[str, Any] = {}
+        for key, value in vars(self).items():
+            if isinstance(value, DistillationLoss):
+                found |= value.schedules()
+            elif schedules.is_schedule(value):
+                found[key] = value
+        return found
+
+    def at(self, step: Any) -> DistillationLoss:
+        """Return this loss as it is at a step: each schedule is the number that it gives."""
+        if not self.schedules():
+            return self
+        now = copy.copy(self)
+        for key, value in vars(self).items():
+            nested = isinstance(value, DistillationLoss)
+            setattr(now, key, value.at(step) if nested else schedules.at(value, step))
+        return now
 
     def compute_loss(
         self,
@@ -119,18 +167,60 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         Returns:
             A float32 scalar: Σ weight · loss / number of examples (of real tokens under a mask).
         """
-        outputs = as_arrays(student_outputs)
-        students = keras.tree.flatten(outputs)
-        teacher = self._teacher_leaves(as_arrays(teacher_outputs), outputs)
-        terms = _per_leaf("loss", self.terms(), outputs)
-        labels = _per_leaf("y", as_arrays(y), outputs, else_whole=True)
-        weights = _per_leaf("sample_weight", as_arrays(sample_weight), outputs)
+        if self.needs_labels and y is None:
+            raise self._no_labels()
+        outputs, teacher = as_arrays(student_outputs), as_arrays(teacher_outputs)
+        loss = self.at(step)
+        if self.takes_all:
+            mask = reductions.mask_of(keras.tree.flatten(outputs)[0])
+            teacher, outputs = (
+                keras.tree.map_structure(reductions.as_float32, side) for side in (teacher, outputs)
+            )
+            self.check_shapes(shapes_of(teacher), shapes_of(outputs))
+            labels = as_arrays(y)
+            return loss._reduced(loss.per_example, teacher, outputs, labels, sample_weight, mask)
         values = [
-            self._one_output(term, *leaf)
-            for term, *leaf in zip(terms, teacher, students, labels, weights, strict=True)
+            loss._one_output(term, *leaf)
+            for term, *leaf in zip(
+                per_leaf("loss", loss.terms(), outputs),
+                self._teacher_leaves(teacher, outputs),
+                keras.tree.flatten(outputs),
+                per_leaf("y", as_arrays(y), outputs, else_whole=True),
+                per_leaf("sample_weight", as_arrays(sample_weight), outputs),
+                strict=True,
+            )
             if term is not None
         ]
         return sum(values[1:], start=values[0])
+
+    def _one_output(self, term: Term, teacher: Any, student: Any, y: Any, weight: Any) -> Tensor:
+        mask = reductions.mask_of(student)
+        teacher, student = reductions.as_float32(teacher), reductions.as_float32(student)
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        if mask is not None:  # what stands at a padded position has no gradient, NaN or not
+            student = reductions.blank(student, mask)
+            if alike(tuple(teacher.shape[: len(mask.shape)]), tuple(mask.shape)):
+                teacher = reductions.blank(teacher, mask)
+        return self._reduced(term, teacher, student, y, weight, mask)
+
+    def _reduced(
+        self, term: Term, teacher: Any, student: Any, y: Any, weight: Any, mask: Any
+    ) -> Tensor:
+        """Call what an example's loss is with what it takes, and average."""
+        if not self.trained_parts:
+            teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
+        takes = inspect.signature(term).parameters
+        given = {"y": y} if "y" in takes else {}
+        if "present" in takes:
+            first = keras.tree.flatten(student)[0]
+            first = flat(first) if self.space == "features" else first
+            given["present"] = reductions.present(first[..., 0], weight, mask)
+        values = term(teacher, student, **given)
+        if mask is not None and len(mask.shape) > len(values.shape):
+            if not self.ignores_padding:
+                raise self._padded(tuple(mask.shape))
+            mask = reductions.fold(ops.cast(mask, "bool"), len(values.shape))
+        return reductions.weighted_mean(values, weight, mask)
 
     def check(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Refuse outputs that this loss cannot compare, by their shapes alone.
@@ -138,12 +228,36 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         Raises:
             ValueError: "The shapes of teacher and student differ", "… got different outputs".
         """
-        outputs = as_arrays(student_outputs)
-        teacher = self._teacher_leaves(as_arrays(teacher_outputs), outputs)
-        terms = _per_leaf("loss", self.terms(), outputs)
-        for term, t, s in zip(terms, teacher, keras.tree.flatten(outputs), strict=True):
+        teacher, outputs = as_arrays(teacher_outputs), as_arrays(student_outputs)
+        if self.takes_all:
+            self.check_shapes(shapes_of(teacher), shapes_of(outputs))
+            return
+        leaves = zip(
+            per_leaf("loss", self.terms(), outputs),
+            self._teacher_leaves(teacher, outputs),
+            keras.tree.flatten(outputs),
+            strict=True,
+        )
+        for term, t, s in leaves:
             if term is not None:
                 self.check_shapes(tuple(t.shape), tuple(s.shape))
+
+    def check_layers(self, teacher: Any, student: Any) -> None:
+        """Refuse fewer layers of the two models than this loss compares.
+
+        Raises:
+            ValueError: "… compares … layers or more of each model".
+        """
+        for who, given in (("teacher", teacher), ("student", student)):
+            count = len(given) if isinstance(given, (list, tuple)) else 1
+            if count < self.layers:
+                raise checks.bad_value(
+                    f"{type(self).__name__} compares {self.layers} layers or more of each model.",
+                    given=f"{count} of the {who}",
+                    expected=f"lists of at least {self.layers} layers, in the models' order",
+                    fix='name them: teacher_layer_name=["block1", "block2"], '
+                    'student_layer_name=["block1", "block2"].',
+                )
 
     def _teacher_leaves(self, teacher: Any, student: Any) -> list[Tensor]:
         """Return the teacher's outputs in the student's order, or refuse another structure."""
@@ -154,26 +268,15 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         if renamed or len(leaves) != len(keras.tree.flatten(student)):
             raise checks.bad_value(
                 f"{type(self).__name__} got different outputs from the two models.",
-                given=f"teacher {_outline(teacher)}, student {_outline(student)}",
+                given=f"teacher {outline(teacher)}, student {outline(student)}",
                 expected="the same structure",
                 fix="name one layer of each with teacher_layer_name= and student_layer_name=.",
             )
         return leaves
 
-    def _one_output(self, term: Term, teacher: Any, student: Any, y: Any, weight: Any) -> Tensor:
-        mask = mask_of(student)
-        teacher, student = as_float32(teacher), as_float32(student)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        if mask is not None:  # what stands at a padded position has no gradient, NaN or not
-            teacher, student = _blank(teacher, mask), _blank(student, mask)
-        return weighted_mean(term(teacher, student, y), weight, mask)
-
-    def check_shapes(self, teacher: tuple, student: tuple) -> None:
+    def check_shapes(self, teacher: Any, student: Any) -> None:
         """Refuse shapes that this loss cannot compare, before arithmetic could broadcast them."""
-        alike = len(teacher) == len(student) and all(
-            None in pair or pair[0] == pair[1] for pair in zip(teacher, student, strict=True)
-        )
-        if not alike:
+        if not alike(teacher, student):
             raise checks.bad_value(
                 f"{self.name}: the shapes of teacher and student differ.",
                 given=f"teacher {teacher}, student {student}",
@@ -184,28 +287,65 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     def _fix_for_shapes(self) -> str:
         return "give both models the same number of classes, in the same order."
 
+    def _no_labels(self) -> ValueError:
+        return checks.bad_value(
+            f"{type(self).__name__} needs labels.",
+            given="outputs without labels",
+            expected="batches (x, y) in kd.Distiller",
+            fix="give the labels; keras.distillation.Distiller does not pass them on to its "
+            "losses, so use kd.Distiller.",
+        )
+
+    def _padded(self, mask: tuple) -> ValueError:
+        return checks.bad_value(
+            f"{self.name}: the padding of these sequences would change the loss.",
+            given=f"a mask of shape {mask}, and one value for each example",
+            expected="layers without a mask, or a loss of each position",
+            fix="name layers that pass no mask on (after a pooling), or use "
+            "kd.FeatureDistillation.",
+        )
+
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
-        """Answer Keras's Distiller, which asks first; `compute_loss` checks for itself."""
+        """Tell users of Keras's own Distiller, which asks this first, what only ours can do.
+
+        Raises:
+            ValueError: "… needs labels", "… has trained parts", "… compares … layers or more".
+        """
+        if self.needs_labels:
+            raise self._no_labels()
+        sides = [shapes_of(as_arrays(side)) for side in (teacher_outputs, student_outputs)]
+        self.check_layers(*sides)
+        if self.connector(*sides) is not None:
+            raise checks.bad_value(
+                f"{type(self).__name__} has trained parts, which keras.distillation.Distiller does "
+                "not train.",
+                given=f"teacher {sides[0]}, student {sides[1]}",
+                expected=f"kd.Distiller, which trains {self.trained_parts or 'them'}",
+                fix="use kd.Distiller: it takes the same arguments.",
+            )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {
-            "teacher_layer_name": self.teacher_layer_name,
-            "student_layer_name": self.student_layer_name,
-            "name": self.name,
-        }
+        """Return the arguments of the constructor, read from the attributes of their names.
+
+        Raises:
+            TypeError: "… does not keep its argument …".
+        """
+        return {name: _serialize(self._argument(name)) for name in _arguments(type(self))}
+
+    def _argument(self, name: str) -> Any:
+        if name not in vars(self):
+            raise checks.bad_type(
+                f"{type(self).__name__} does not keep its argument `{name}`.",
+                given=f"a constructor with `{name}`, and no attribute of that name",
+                expected=f"self.{name} = {name}",
+                fix="keep it in the constructor, or define get_config and from_config.",
+            )
+        return vars(self)[name]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> DistillationLoss:
         """Make the loss again from `get_config()`."""
-        return cls(**config)
-
-
-def log_probabilities(logits: Tensor, activation: str) -> tuple[Tensor, ...]:
-    """Return log softmax, or for sigmoid the pair log σ(z), log(1 − σ(z)) of every label."""
-    if activation == "softmax":
-        return (ops.log_softmax(logits, axis=-1),)
-    return ops.log_sigmoid(logits), ops.log_sigmoid(-logits)
+        return cls(**{name: _deserialize(value) for name, value in config.items()})
 
 
 def refuse_flat(loss: DistillationLoss, shape: tuple) -> None:
@@ -244,133 +384,51 @@ def snake_case(name: str) -> str:
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
 
 
-def as_arrays(given: Any) -> Any:
-    """Turn nested lists of numbers into arrays; other lists and dicts stay structures."""
-    if isinstance(given, dict):
-        return {key: as_arrays(value) for key, value in given.items()}
-    if not isinstance(given, (list, tuple)):
-        return given
-    if given and all(isinstance(leaf, numbers.Number) for leaf in keras.tree.flatten(given)):
-        return np.asarray(given)
-    return [as_arrays(part) for part in given]
+def _arguments(cls: type) -> list[str]:
+    """Name the arguments of a constructor, and of those that its `**kwargs` go to."""
+    names: list[str] = []
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        parameters = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return list(dict.fromkeys(names))
 
 
-def as_float32(values: Any) -> Tensor:
-    """Convert arrays and tensors of any float type to a float32 tensor."""
-    return ops.cast(ops.convert_to_tensor(values), "float32")
+def _serialize(value: Any) -> Any:
+    if schedules.is_schedule(value) or isinstance(value, DistillationLoss):
+        return keras.saving.serialize_keras_object(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
-def mask_of(tensor: Any) -> Tensor | None:
-    """Return the Keras mask that travels with a tensor, or `None`."""
-    return getattr(tensor, "_keras_mask", None)
+def _deserialize(config: Any) -> Any:
+    if isinstance(config, dict) and "class_name" in config:
+        return keras.saving.deserialize_keras_object(config)
+    return config
 
 
-def with_mask(tensor: Any, mask: Tensor | None) -> Any:
-    """Attach a Keras mask to a tensor that a layer has made anew."""
-    if mask is not None and mask_of(tensor) is None:
-        tensor._keras_mask = mask
-    return tensor
-
-
-def weighted_mean(values: Tensor, sample_weight: Any = None, mask: Any = None) -> Tensor:
-    """Reduce per-example values to Σ w·m·ℓ / Σ m, as Keras does.
-
-    Args:
-        values: `(batch, …)` losses, or a scalar that is passed through.
-        sample_weight: leading axes of `values` (a trailing axis of 1 is dropped), or `None`.
-        mask: boolean, leading axes of `values`, or `None`.
-    """
-    if len(values.shape) == 0:
-        if sample_weight is None:
-            return values
-        raise checks.bad_value(
-            "A loss that returns one number for the batch cannot honour a sample_weight.",
-            given="a scalar and a sample_weight",
-            expected="one value for each example",
-            fix="return per-example values, or leave out sample_weight and class_weight.",
-        )
-    if mask is None:
-        count = ops.cast(ops.size(values), "float32")
-    else:
-        real = _broadcast("mask", ops.cast(mask, "bool"), values)
-        values = ops.where(real, values, ops.zeros_like(values))
-        count = ops.sum(ops.cast(real, "float32"))
-    if sample_weight is not None:
-        values = values * _broadcast("sample_weight", as_float32(sample_weight), values)
-    return ops.divide_no_nan(ops.sum(values), count)
-
-
-def _broadcast(what: str, weight: Tensor, values: Tensor) -> Tensor:
-    shape, target = tuple(weight.shape), tuple(values.shape)
-    trailing = len(shape) > len(target) or target[len(shape) - 1 :][:1] != (1,)
-    if len(shape) > 1 and shape[-1] == 1 and trailing:
-        weight, shape = ops.squeeze(weight, -1), shape[:-1]
-    fits = len(shape) <= len(target) and all(
-        None in pair or pair[0] == pair[1] for pair in zip(shape, target, strict=False)
-    )
-    if not fits:
-        raise checks.bad_value(
-            f"A {what} of shape {shape} does not fit losses of shape {target}.",
-            given=f"{what} {shape}",
-            expected=f"{target[:1]}, or more of the leading axes of {target}",
-            fix="pass one weight for each example, or one for each position.",
-        )
-    for _ in range(len(target) - len(shape)):
-        weight = ops.expand_dims(weight, -1)
-    return ops.broadcast_to(weight, ops.shape(values))
-
-
-def _blank(tensor: Tensor, mask: Any) -> Tensor:
-    real = _broadcast("mask", ops.cast(mask, "bool"), tensor)
-    return ops.where(real, tensor, ops.zeros_like(tensor))
-
-
-def _per_leaf(what: str, given: Any, outputs: Any, else_whole: bool = False) -> list[Any]:
-    """Line up a single thing, or a structure of things, with the flat outputs."""
-    structure = (list, tuple, dict)
-    keys, parts = _keys(outputs), None
-    if not isinstance(outputs, structure):
-        if len(flat := keras.tree.flatten(given)) == 1:
-            return flat
-    elif not isinstance(given, structure):
-        parts = dict.fromkeys(keys, given)
-    elif isinstance(given, dict) and isinstance(outputs, dict):
-        parts = given if set(given) <= set(keys) else None
-    elif len(given) == len(keys) and not isinstance(given, dict):
-        parts = dict(zip(keys, given, strict=True))
-    if parts is not None:
-        pairs = [(parts.get(key), outputs[key]) for key in keys]
-        return [leaf for pair in pairs for leaf in _per_leaf(what, *pair, else_whole)]
-    if else_whole:
-        return [given] * len(keras.tree.flatten(outputs))
-    raise checks.bad_value(
-        f"`{what}` does not have the structure of the outputs.",
-        given=f"{what} {_outline(given)} for outputs {_outline(outputs)}",
-        expected="one for all outputs, or a list or dict as the model's outputs are",
-        fix=f"give `{what}` one entry for each output (None leaves one out).",
-    )
-
-
-def _keys(outputs: Any) -> list:
-    """Return the keys or positions in the order in which `keras.tree` flattens them."""
-    if isinstance(outputs, dict):
-        return keras.tree.flatten({key: key for key in outputs})
-    return list(range(len(outputs))) if isinstance(outputs, (list, tuple)) else []
-
-
-def _outline(structure: Any) -> str:
-    """Name the parts of a structure, for an error."""
-    if isinstance(structure, (list, tuple, dict)):
-        return f"{type(structure).__name__} ({', '.join(map(str, _keys(structure)))})"
-    return "one tensor"
-
-
-def _layer_name(argument: str, name: Any) -> str | None:
-    if name is None or isinstance(name, str):
-        return name
+def _layer_names(argument: str, names: Any) -> Any:
+    if names is None or isinstance(names, str):
+        return names
+    if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
+        return list(names)
     raise checks.bad_type(
         f"`{argument}` must be a layer's name or path.",
-        given=f"{name!r} ({type(name).__name__})",
-        expected='a string such as "backbone/block3/relu", or None for the model\'s output',
+        given=f"{names!r} ({type(names).__name__})",
+        expected='a string such as "backbone/block3/relu", a list of them, or None for the '
+        "model's output",
         fix=f'pass the name, for example {argument}="dense_1".',
     )
+
+
+def _refuse_unpaired(teacher: Any, student: Any) -> None:
+    counts = [len(side) if isinstance(side, list) else 1 for side in (teacher, student)]
+    if counts[0] != counts[1]:
+        raise checks.bad_value(
+            "The layers of teacher and student do not pair up.",
+            given=f"teacher_layer_name={teacher!r}, student_layer_name={student!r}",
+            expected="as many layers of the one as of the other",
+            fix="name a student's layer for each of the teacher's.",
+        )

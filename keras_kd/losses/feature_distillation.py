@@ -8,44 +8,7 @@ import keras
 
 from keras_kd import checks, keras_losses
 from keras_kd.losses import base
-from keras_kd.losses.base import Tensor
-from keras_kd.projectors import Projector, projector_for
-
-
-@keras.saving.register_keras_serializable(package="keras_kd")
-class HintConnector(keras.layers.Layer):
-    """Pass the teacher's feature through and project the student's onto its shape."""
-
-    def __init__(self, projector: keras.layers.Layer, **kwargs: Any) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
-        self.projector = projector
-        self.supports_masking = True
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
-        """Set no mask: the student's travels beside its feature."""
-
-    def build(self, teacher_shape: Any, student_shape: Any) -> None:
-        """Create the projector's weights."""
-        if not self.projector.built:
-            self.projector.build(student_shape)
-
-    def call(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both features in the teacher's shape."""
-        if isinstance(self.projector, Projector):
-            return teacher, self.projector(student, like=teacher)
-        return teacher, self.projector(student)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` needs."""
-        projector = keras.saving.serialize_keras_object(self.projector)
-        return {**super().get_config(), "projector": projector}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> HintConnector:
-        """Make the layer again from `get_config()`."""
-        projector = keras.saving.deserialize_keras_object(config["projector"])
-        return cls(**{**config, "projector": projector})
+from keras_kd.projectors import ProjectingConnector, Projector, projector_for
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -86,7 +49,9 @@ class FeatureDistillation(base.DistillationLoss):
     ```
     """
 
+    paper = "Romero et al. 2015 (FitNets)"
     space = "features"
+    trained_parts = "a linear projector where shapes differ"
 
     def __init__(
         self,
@@ -122,7 +87,7 @@ class FeatureDistillation(base.DistillationLoss):
             layer = projector_for(teacher_shapes, student_shapes)
         else:
             layer = Projector(layer=_copy(self.projector), name="projector")
-        return None if layer is None else HintConnector(layer, name=f"{self.name}_connector")
+        return None if layer is None else ProjectingConnector(layer, name=f"{self.name}_connector")
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse features of different shape, and features without channels."""

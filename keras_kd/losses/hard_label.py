@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -44,12 +42,13 @@ class HardLabelDistillation(base.DistillationLoss):
     ```
     """
 
+    paper = "Touvron et al. 2021 (DeiT)"
     activation = "softmax"
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name=name)
 
-    def per_example(self, teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
+    def per_example(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return the cross-entropy with the teacher's decision."""
         return hard_label(teacher, student)
 
@@ -57,7 +56,3 @@ class HardLabelDistillation(base.DistillationLoss):
         """Refuse different class counts, and a single logit."""
         super().check_shapes(teacher, student)
         base.refuse_single_class(self, student)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"name": self.name}

@@ -12,7 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd import checks, keras_losses
+from keras_kd import checks, keras_losses, schedules
+from keras_kd.distributions import log_probabilities, relative_entropy
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 
@@ -22,7 +23,7 @@ DIRECTIONS = ("forward", "reverse", "jensen_shannon")
 def kl_divergence(
     teacher_logits: Tensor,
     student_logits: Tensor,
-    temperature: float = 1.0,
+    temperature: Any = 1.0,
     direction: str = "forward",
     beta: float = 0.5,
     activation: str = "softmax",
@@ -35,8 +36,8 @@ def kl_divergence(
     return temperature**2 * sum(
         _divergence(teacher, student, direction, beta)
         for teacher, student in zip(
-            base.log_probabilities(teacher_logits / temperature, activation),
-            base.log_probabilities(student_logits / temperature, activation),
+            log_probabilities(teacher_logits / temperature, activation),
+            log_probabilities(student_logits / temperature, activation),
             strict=True,
         )
     )
@@ -45,15 +46,15 @@ def kl_divergence(
 def soft_cross_entropy(
     teacher_logits: Tensor,
     student_logits: Tensor,
-    temperature: float = 1.0,
+    temperature: Any = 1.0,
     activation: str = "softmax",
 ) -> Tensor:
     """Return T² · −Σ t·log s between distributions softened by T, of shape `logits.shape[:-1]`."""
     return -(temperature**2) * sum(
         ops.sum(ops.exp(teacher) * student, axis=-1)
         for teacher, student in zip(
-            base.log_probabilities(teacher_logits / temperature, activation),
-            base.log_probabilities(student_logits / temperature, activation),
+            log_probabilities(teacher_logits / temperature, activation),
+            log_probabilities(student_logits / temperature, activation),
             strict=True,
         )
     )
@@ -61,23 +62,12 @@ def soft_cross_entropy(
 
 def _divergence(teacher: Tensor, student: Tensor, direction: str, beta: float) -> Tensor:
     if direction == "forward":
-        return _relative_entropy(teacher, student)
+        return relative_entropy(teacher, student)
     if direction == "reverse":
-        return _relative_entropy(student, teacher)
+        return relative_entropy(student, teacher)
     mixture = ops.logaddexp(teacher + ops.log(beta), student + ops.log(1.0 - beta))
-    to_teacher, to_student = (_relative_entropy(side, mixture) for side in (teacher, student))
+    to_teacher, to_student = (relative_entropy(side, mixture) for side in (teacher, student))
     return beta * to_teacher + (1.0 - beta) * to_student
-
-
-def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return Σ p·(log p − log q), exact to float32 also where p and q nearly agree.
-
-    Σ q − Σ p, which is 0, is added. Each summand is then p·(eᵘ − 1 − u) with u = log q − log p: of
-    second order in u, so the rounding of a logarithm, which T² would magnify, cancels.
-    """
-    p, u = ops.exp(log_p), log_q - log_p
-    q_minus_p = ops.where(u < 1.0, p * ops.expm1(ops.minimum(u, 1.0)), ops.exp(log_q) - p)
-    return ops.sum(q_minus_p - p * u, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -90,7 +80,7 @@ class LogitsDistillation(base.DistillationLoss):
         T² · KL(softmax(t/T) ‖ softmax(s/T)), averaged over the batch
 
     Args:
-        temperature: T > 0. Higher is softer. Defaults to 3.0.
+        temperature: T > 0, or a `LearningRateSchedule` of it. Higher is softer. Defaults to 3.0.
         loss: `"kl_divergence"` or `"categorical_crossentropy"` (or Keras's objects of these): the
             softened forms above with T². Any other Keras loss or function `(t, s)` gets logits/T
             and no T², as in Keras. A list or dict of these, one for each output, with `None` for an
@@ -120,9 +110,11 @@ class LogitsDistillation(base.DistillationLoss):
     ```
     """
 
+    paper = "Hinton et al. 2015; reverse and Jensen-Shannon: Agarwal et al. 2024 (GKD)"
+
     def __init__(
         self,
-        temperature: float = 3.0,
+        temperature: Any = 3.0,
         loss: Any = "kl_divergence",
         direction: str = "forward",
         beta: float = 0.5,
@@ -130,13 +122,12 @@ class LogitsDistillation(base.DistillationLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.temperature = checks.positive("temperature", temperature)
+        self.temperature = schedules.positive("temperature", temperature)
         self.direction = base.option("direction", direction, DIRECTIONS)
         self.beta = checks.fraction("beta", beta, open_ends=True)
         self._activation = base.option("activation", activation, base.ACTIVATIONS)
         self.loss = loss
-        self._terms = keras.tree.map_structure(self._term, loss)
-        if all(term is None for term in keras.tree.flatten(self._terms)):
+        if all(term is None for term in keras.tree.flatten(self.terms())):
             raise checks.bad_value(
                 "LogitsDistillation has no loss left to compute.",
                 given=f"loss={loss!r}",
@@ -146,7 +137,7 @@ class LogitsDistillation(base.DistillationLoss):
 
     def terms(self) -> Any:
         """Return the softened loss of each output."""
-        return self._terms
+        return keras.tree.map_structure(self._term, self.loss)
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse different class counts, and outputs without an axis for them."""
@@ -200,7 +191,7 @@ class LogitsDistillation(base.DistillationLoss):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
         return {
-            "temperature": self.temperature,
+            "temperature": schedules.serialize(self.temperature),
             "loss": keras.tree.map_structure(keras_losses.serialize_loss, self.loss),
             "direction": self.direction,
             "beta": self.beta,
@@ -211,7 +202,9 @@ class LogitsDistillation(base.DistillationLoss):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LogitsDistillation:
         """Make the loss again from `get_config()`."""
-        return cls(**{**config, "loss": keras_losses.deserialize_losses(config["loss"])})
+        temperature = schedules.deserialize(config["temperature"])
+        loss = keras_losses.deserialize_losses(config["loss"])
+        return cls(**{**config, "temperature": temperature, "loss": loss})
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -225,7 +218,7 @@ class SoftCrossEntropy(base.DistillationLoss):
         T² · −Σ softmax(t/T)·log softmax(s/T), averaged over the batch
 
     Args:
-        temperature: T > 0. Defaults to 1.0.
+        temperature: T > 0, or a `LearningRateSchedule` of it. Defaults to 1.0.
         activation: `"softmax"`, or `"sigmoid"` for multi-label and binary outputs, summed over
             the labels. Defaults to `"softmax"`.
         name: name in the logs. Defaults to `"soft_cross_entropy"`.
@@ -245,13 +238,14 @@ class SoftCrossEntropy(base.DistillationLoss):
     ```
     """
 
+    paper = "Hinton et al. 2015"
     activation: str
 
     def __init__(
-        self, temperature: float = 1.0, activation: str = "softmax", name: str | None = None
+        self, temperature: Any = 1.0, activation: str = "softmax", name: str | None = None
     ) -> None:
         super().__init__(name=name)
-        self.temperature = checks.positive("temperature", temperature)
+        self.temperature = schedules.positive("temperature", temperature)
         self.activation = base.option("activation", activation, base.ACTIVATIONS)
 
     def per_example(self, teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
@@ -262,7 +256,3 @@ class SoftCrossEntropy(base.DistillationLoss):
         """Refuse different class counts, and one class under a softmax."""
         super().check_shapes(teacher, student)
         base.refuse_single_class(self, student)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"temperature": self.temperature, "activation": self.activation, "name": self.name}

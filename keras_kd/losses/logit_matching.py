@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -48,10 +46,12 @@ class LogitMatching(base.DistillationLoss):
     ```
     """
 
+    paper = "Ba and Caruana 2014"
+
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name=name)
 
-    def per_example(self, teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
+    def per_example(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return half the squared distance of each example's logits."""
         return logit_matching(teacher, student)
 
@@ -59,7 +59,3 @@ class LogitMatching(base.DistillationLoss):
         """Refuse different class counts, and outputs without an axis for them."""
         super().check_shapes(teacher, student)
         base.refuse_flat(self, student)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"name": self.name}
