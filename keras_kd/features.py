@@ -52,8 +52,10 @@ def norm(vectors: Tensor, axis: Any = -1) -> Tensor:
 
 
 def unit(vectors: Tensor, axis: Any = -1) -> Tensor:
-    """Return vectors of length 1; what is shorter than 1e-12 is divided by 1e-12."""
-    return vectors / ops.maximum(norm(vectors, axis), 1e-12)  # guard: 0/0 of a zero vector
+    """Return vectors of length 1; a vector of zeros stays one, and its gradient is 0."""
+    length = norm(vectors, axis)
+    zero = length <= 0.0
+    return ops.where(zero, 0.0, vectors / ops.where(zero, 1.0, length))
 
 
 def squared_distances(vectors: Tensor) -> Tensor:
