@@ -46,14 +46,28 @@ app.meta.suppress_keyboard_interrupt = False
 
 
 @app.command(name="list")
-def list_(what: Literal["recipes", "data", "losses", "exports"] = "recipes", /) -> None:
+def list_(
+    what: Literal["recipes", "data", "losses", "exports"] = "recipes",
+    /,
+    *,
+    markdown: Annotated[bool, Flag] = False,
+) -> None:
     """List what can be named on the command line.
 
     Parameters
     ----------
     what
-        recipes, data, losses or exports.
+        recipes, data, losses or exports. Losses come with their paper, what they need (logits,
+        values, features, labels), their parameters and what is trained with them.
+    markdown
+        The losses as a Markdown table.
     """
+    if what == "losses":
+        if markdown:
+            print(catalogue.markdown())
+        else:
+            console.print_losses(catalogue.losses())
+        return
     rows = catalogue.rows(what)
     width = max(map(len, rows), default=0)
     for name, line in rows.items():

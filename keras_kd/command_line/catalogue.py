@@ -6,6 +6,7 @@ The files are read as text, so that `keras-kd list` answers without loading Kera
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def rows(kind: str) -> dict[str, str]:
     if kind == "data":
         found = dict(_constants("data/sources", "USAGE"))
     elif kind == "losses":
-        found = dict(_losses())
+        found = {row.loss: row.line for row in _losses()}
     elif kind == "exports":
         found = dict(_exports())
     else:
@@ -64,14 +65,88 @@ def _constants(folder: str, name: str) -> Iterator[tuple[str, str]]:
                     yield str(node.value.value), _first_line(tree)
 
 
-def _losses() -> Iterator[tuple[str, str]]:
+@dataclasses.dataclass(frozen=True)
+class LossRow:
+    """What `keras-kd list losses` says of one loss.
+
+    Attributes:
+        loss: the class's name.
+        paper: who published it, and when.
+        needs: logits, values or features (of how many layers), and labels.
+        parameters: arguments of its own, with their defaults.
+        trains: what is trained for it and not exported; empty where nothing is.
+        line: the first line of its docstring.
+    """
+
+    loss: str
+    paper: str
+    needs: str
+    parameters: str
+    trains: str
+    line: str
+
+
+def losses() -> list[LossRow]:
+    """Describe every loss, in alphabetical order, from the files' text.
+
+    Example:
+        ```python
+        from keras_kd.command_line import catalogue
+
+        print(catalogue.losses()[0].paper)
+        ```
+    """
+    return sorted(_losses(), key=lambda row: row.loss)
+
+
+def markdown() -> str:
+    """Write the losses as the table of the README."""
+    lines = ["| loss | paper | needs | parameters | trained with it |", "|---|---|---|---|---|"]
+    for row in losses():
+        parameters = f"`{row.parameters}`" if row.parameters else ""
+        lines.append(f"| `{row.loss}` | {row.paper} | {row.needs} | {parameters} | {row.trains} |")
+    return "\n".join(lines)
+
+
+def _losses() -> Iterator[LossRow]:
     """Find the classes that the losses' files define and the folder offers."""
     front = ast.parse((PACKAGE / "losses" / "__init__.py").read_text(encoding="utf-8"))
     offered = {part.value for part in ast.walk(front) if isinstance(part, ast.Constant)}
     for _, tree in _files("losses"):
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and node.name in offered:
-                yield node.name, _first_line(node)
+                yield _loss(node)
+
+
+def _loss(node: ast.ClassDef) -> LossRow:
+    said = {"paper": "", "space": "logits", "trained_parts": "", "needs_labels": False, "layers": 1}
+    for part in node.body:
+        target = part.targets[0] if isinstance(part, ast.Assign) else None
+        if isinstance(target, ast.Name) and target.id in said and isinstance(part, ast.Assign):
+            said[target.id] = ast.literal_eval(part.value)
+    needs = str(said["space"])
+    needs += f" of {said['layers']} layers or more" if said["layers"] != 1 else ""
+    needs += ", labels" if said["needs_labels"] else ""
+    return LossRow(
+        loss=node.name,
+        paper=str(said["paper"]),
+        needs=needs,
+        parameters=", ".join(_parameters(node)),
+        trains=str(said["trained_parts"]),
+        line=_first_line(node),
+    )
+
+
+def _parameters(node: ast.ClassDef) -> Iterator[str]:
+    """Write the arguments of a constructor that are the loss's own, with their defaults."""
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            given = part.args.args[1:]
+            defaults = [None] * (len(given) - len(part.args.defaults)) + [*part.args.defaults]
+            for argument, default in zip(given, defaults, strict=True):
+                if argument.arg not in ("teacher_layer_name", "student_layer_name", "name"):
+                    end = "" if default is None else f"={ast.unparse(default)}"
+                    yield argument.arg + end
 
 
 def _exports() -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +18,8 @@ from keras_kd.running.progress import Progress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from keras_kd.command_line.catalogue import LossRow
 
 COLUMNS = {
     "accuracy": ("accuracy %", 100.0, 2),
@@ -168,6 +170,28 @@ def print_results(record: Mapping[str, Any], path: Path, stream: TextIO | None =
     ]
     for line in lines:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_losses(rows: Sequence[LossRow], stream: TextIO | None = None) -> None:
+    """Print every loss with its paper, what it needs, its parameters and its trained parts.
+
+    Args:
+        rows: what `catalogue.losses()` gives.
+        stream: where to print; None: standard output.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("loss", "paper", "needs", "parameters", "trained with it"):
+        table.add_column(title, no_wrap=title == "loss")
+    for row in rows:
+        table.add_row(row.loss, row.paper, row.needs, row.parameters, row.trains)
+    screen = Console(file=stream)
+    Console(file=stream, width=None if screen.is_terminal else 200).print(
+        table, markup=False, highlight=False
+    )
 
 
 def about_file(made: Mapping[str, Any]) -> str:

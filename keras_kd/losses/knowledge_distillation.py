@@ -110,7 +110,7 @@ class LogitsDistillation(base.DistillationLoss):
     ```
     """
 
-    paper = "Hinton et al. 2015; reverse and Jensen-Shannon: Agarwal et al. 2024 (GKD)"
+    paper = "Hinton et al. 2015; Agarwal et al. 2024 (GKD)"
 
     def __init__(
         self,

@@ -183,8 +183,17 @@ FEATURES = {
 
 
 @on_features
-@pytest.mark.parametrize("student", FEATURES)
-@pytest.mark.parametrize("teacher", FEATURES)
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        *((kind, kind) for kind in FEATURES),
+        ("large", "zeros"),
+        ("zeros", "large"),
+        ("one_alive", "constant"),
+        ("constant", "one_alive"),
+        ("equal_examples", "large"),
+    ],
+)
 def test_extreme_features_give_a_finite_value_and_gradient(case, teacher, student):
     pair = [
         FEATURES[kind]((4, 4, 4, width)).astype("float32")

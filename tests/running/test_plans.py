@@ -74,3 +74,18 @@ def test_keras_losses_are_read_by_either_name():
         assert loss_names.check_keras_loss(name) == "MeanSquaredError"
     with pytest.raises(ValueError, match="There is no Keras loss 'MeanSquareError'"):
         loss_names.check_keras_loss("MeanSquareError")
+
+
+def test_a_loss_inside_a_loss_is_written_as_one():
+    spec = "LogitStandardization(loss=LogitsDistillation(temperature=2))"
+    name, arguments = loss_names.parse_loss(spec)
+    assert name == "LogitStandardization"
+    assert arguments["loss"] == ("LogitsDistillation", {"temperature": 2})
+    loss = loss_names.make_loss(spec, 4.0)
+    assert loss.loss.temperature == 2.0
+    assert loss_names.make_loss("LogitStandardization(loss=SoftCrossEntropy)", 3.0).loss.name
+
+
+def test_the_temperature_of_the_command_line_leaves_the_papers_alone():
+    assert loss_names.make_loss("DIST", 4.0).temperature == 1.0
+    assert loss_names.make_loss("LogitsDistillation", 4.0).temperature == 4.0
