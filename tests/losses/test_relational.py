@@ -187,7 +187,7 @@ def test_several_layers_are_added(features):
 
 def test_without_angles_nothing_grows_with_the_cube_of_the_batch():
     def ranks(**options):
-        @tf.function
+        @tf.function(autograph=False)
         def value(t, s):
             return RelationalDistillation(**options).compute_loss(t, s)
 
