@@ -177,7 +177,9 @@ def test_two_classes_are_refused_unless_beta_is_zero():
     with pytest.raises(ValueError, match=words):
         DecoupledDistillation().compute_loss(t, s, y=[0])
     with pytest.raises(ValueError, match=words):  # and of a sequence
-        DecoupledDistillation().compute_loss([[t[0]] * 3], [[s[0]] * 3], y=[[0, 1, 0]])
+        DecoupledDistillation().compute_loss(
+            np.stack([t] * 3, 1), np.stack([s] * 3, 1), y=[[0, 1, 0]]
+        )
     value = DecoupledDistillation(beta=0.0).compute_loss(t, s, y=[0])
     assert float(value) == pytest.approx(references.kl_divergence(t, s, 4.0).mean(), rel=1e-5)
 

@@ -148,7 +148,9 @@ def test_two_classes_are_refused_unless_gamma_is_zero():
     with pytest.raises(ValueError, match=words):
         NormalizedDistillation().compute_loss(t, s, y=[0])
     with pytest.raises(ValueError, match=words):  # and of a sequence
-        NormalizedDistillation().compute_loss([[t[0]] * 3], [[s[0]] * 3], y=[[0, 1, 0]])
+        NormalizedDistillation().compute_loss(
+            np.stack([t] * 3, 1), np.stack([s] * 3, 1), y=[[0, 1, 0]]
+        )
     value = NormalizedDistillation(gamma=0.0).compute_loss(t, s, y=[0])
     assert float(value) == pytest.approx(oracle(t, s, [0], gamma=0.0).mean(), rel=1e-5)
 
