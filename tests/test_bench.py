@@ -65,6 +65,12 @@ def test_the_ratio_is_the_median_of_the_rounds(bench):
     assert bench.cell(numbers, None) == "1.20 (1.10–1.30)"
 
 
+def test_the_reason_is_the_losss_and_not_keras_frame_around_it(bench):
+    framed = "Exception encountered when calling X.call().\n\n\x1b[1mx: maps are needed.\x1b[0m\n"
+    assert bench.reason(ValueError(framed)) == "x: maps are needed."
+    assert bench.reason(ValueError("x: maps are needed.\n  given: 1")) == "x: maps are needed."
+
+
 def test_a_small_run_writes_both_files(bench, tmp_path, capsys):
     names = ["LogitMatching", "FeatureDistillation"]
     options = "--models mnist_mlp --batch 4 --rounds 1 --seconds 0.001"
