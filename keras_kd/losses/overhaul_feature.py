@@ -28,7 +28,7 @@ def partial_distance(teacher_features: Tensor, student_features: Tensor) -> Tens
     """
     counts = ops.logical_or(student_features > teacher_features, teacher_features > 0.0)
     squares = ops.square(teacher_features - student_features)
-    return ops.sum(flat(ops.where(counts, squares, ops.zeros_like(squares))), axis=-1)
+    return ops.sum(flat(ops.where(counts, squares, ops.zeros_like(squares))), axis=1)
 
 
 def overhaul_feature(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> Tensor:
@@ -101,6 +101,7 @@ class OverhaulConnector(keras.layers.Layer):
             self.margins.append(margin)
             self.transforms.append(transform)
             self.norms.append(norm)
+        self.built = True
 
     def call(self, teacher: Any, student: Any, training: bool = False) -> tuple[list, list]:
         """Return lists of the transformed features."""
@@ -139,8 +140,8 @@ class OverhaulFeature(base.DistillationLoss):
         name: name in the logs. Defaults to `"overhaul_feature"`.
 
     Raises:
-        ValueError: "The shapes of teacher and student differ" outside kd.Distiller, "Features of
-            different rank cannot be matched by a projector".
+        ValueError: "Features of different rank cannot be matched by a projector"; outside
+            kd.Distiller "the shapes of teacher and student differ".
 
     Reference:
         Heo et al. 2019, section 3: margin ReLU (equation 3 for m), partial L2 distance; the

@@ -191,6 +191,7 @@ def test_in_training_the_student_is_normalised_by_its_batch(rng):
 
 def test_the_convolution_starts_as_in_the_authors_code():
     connector = OverhaulFeature().connector((None, 200), (None, 300))
+    assert connector.built is True
     kernel = np.asarray(connector.transforms[0].kernel)
     assert kernel.std() == pytest.approx(np.sqrt(2.0 / 200.0), rel=0.02)
     assert np.abs(kernel).max() > 3.0 * kernel.std()  # normal, not truncated
@@ -302,6 +303,7 @@ def test_features_of_different_rank_are_refused():
         OverhaulFeature().connector((None, 4, 4, 6), (None, 6))
 
 
-def test_features_of_one_axis_are_refused():
+@pytest.mark.parametrize("shapes", [((None,), (None, 3)), ((None, 3), (None,))], ids=str)
+def test_features_of_one_axis_are_refused(shapes):
     with pytest.raises(ValueError, match="The outputs have no axis but the batch's"):
-        OverhaulFeature().connector([(None,)], [(None,)])
+        OverhaulFeature().connector(*shapes)
