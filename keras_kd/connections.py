@@ -67,9 +67,17 @@ class Connections(keras.layers.Layer):
                 self.connectors.append(connector)
 
     def check_activations(
-        self, teacher_kinds: list[str] | None, student_kinds: list[str] | None
+        self,
+        teacher_kinds: list[str] | None,
+        student_kinds: list[str] | None,
+        outputs: Sequence[str] = (),
     ) -> None:
         """Refuse a softmax loss on sigmoid outputs, and the reverse.
+
+        Args:
+            teacher_kinds: what each output of the teacher is, or `None`.
+            student_kinds: the same of the student.
+            outputs: the names of the outputs, where they have names.
 
         Raises:
             ValueError: "… is a softmax loss, and the teacher …".
@@ -78,7 +86,7 @@ class Connections(keras.layers.Layer):
             wanted = getattr(loss, "activation", None)
             other = {"softmax": "sigmoid", "sigmoid": "softmax"}.get(str(wanted))
             for who, kinds in (("teacher", teacher_kinds), ("student", student_kinds)):
-                if other is None or other not in _compared(loss, kinds or []):
+                if other is None or other not in _compared(loss, kinds or [], outputs):
                     continue
                 raise checks.bad_value(
                     f"{name} is a {wanted} loss, and the {who} ends in a {other}.",
@@ -201,10 +209,14 @@ def _value(loss: KerasLoss, t: Any, s: Any, y: Any, sample_weight: Any, step: An
     )
 
 
-def _compared(loss: KerasLoss, kinds: list[str]) -> set[str]:
+def _compared(loss: KerasLoss, kinds: list[str], outputs: Sequence[str]) -> set[str]:
     """Return the kinds of the outputs that a loss compares; `None` leaves an output out."""
     if getattr(loss, "student_layer_name", None) is not None:
         return set()
+    chosen = getattr(loss, "output", None)
+    if chosen is not None:
+        places = range(len(kinds)) if isinstance(chosen, int) else outputs
+        return {kind for place, kind in zip(places, kinds, strict=False) if place == chosen}
     terms = keras.tree.flatten(loss.terms()) if isinstance(loss, base.DistillationLoss) else []
     if len(terms) != len(kinds):
         return set(kinds)
@@ -224,7 +236,9 @@ def _pick(loss: KerasLoss, answer: Answer, argument: str) -> Any:
     features = isinstance(loss, keras.distillation.FeatureDistillation)
     features = features or getattr(loss, "space", None) == "features"
     outputs = answer.own if features else answer.outputs
-    by_name = isinstance(loss, base.DistillationLoss) and isinstance(loss.terms(), dict)
+    by_name = isinstance(loss, base.DistillationLoss) and (
+        isinstance(loss.output, str) or isinstance(loss.terms(), dict)
+    )
     if by_name and isinstance(outputs, (list, tuple)) and answer.names:
         return dict(zip(answer.names, outputs, strict=True))
     return outputs

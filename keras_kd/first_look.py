@@ -76,7 +76,7 @@ class FirstLook:
                     refuse_not_finite(f"Layer {path!r} of the teacher", as_numbers(leaf))
         lined_up = student_losses.by_output(losses, own, names)
         reader.learn(own, [student_losses.said(loss) for loss in lined_up])
-        self.connections.check_activations(teaching and teaching.kinds, reader.kinds)
+        self.connections.check_activations(teaching and teaching.kinds, reader.kinds, names)
         labels = student_losses.by_output(y, own, names)
         for loss, label, output in zip(lined_up, labels, keras.tree.flatten(own), strict=True):
             student_losses.check_labels(loss, label, output, weighted=weight is not None)

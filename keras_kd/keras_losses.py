@@ -73,20 +73,3 @@ def _refuse_options(loss: keras.losses.Loss) -> None:
 
 def _public_losses() -> list[str]:
     return [name for name in dir(keras.losses) if callable(getattr(keras.losses, name))]
-
-
-def serialize_loss(loss: Any) -> Any:
-    """Make a Keras loss (or its name, or `None`) fit for a config."""
-    plain = loss is None or isinstance(loss, str)
-    return loss if plain else keras.saving.serialize_keras_object(loss)
-
-
-def deserialize_losses(config: Any) -> Any:
-    """Make the losses again from what `serialize_loss` wrote, in whatever structure."""
-    if isinstance(config, dict) and {"class_name", "config"} <= set(config):
-        return keras.saving.deserialize_keras_object(config)
-    if isinstance(config, dict):
-        return {key: deserialize_losses(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [deserialize_losses(value) for value in config]
-    return config

@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("checks",),
     (
+        "configs",
         "data",
         "distributions",
         "features",
@@ -32,12 +33,12 @@ FLOORS = (
         "student_losses",
         "taps",
     ),
-    ("attached", "losses", "tasks"),
+    ("attached", "detection", "losses", "tasks"),
     ("teachers",),
     ("connections",),
     ("first_look",),
     ("distiller",),
-    ("callbacks", "evaluation", "export", "loading"),
+    ("callbacks", "evaluation", "export", "loading", "teaching"),
     ("recipes",),
     ("running",),
     ("run",),
@@ -52,6 +53,8 @@ TRAINING = {
     "evaluation",
     "first_look",
     "loading",
+    "reuse_classifier",
+    "teaching",
 }
 SHIPPING = {"export"}
 ONE_BASE = ("losses", "recipes", "export")  # their files import no sibling other than base.py

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_kd import checks, reductions, schedules
+from keras_kd import checks, configs, reductions, schedules
 from keras_kd.distributions import ACTIVATIONS as ACTIVATIONS
 from keras_kd.distributions import Tensor as Tensor
 from keras_kd.features import flat
@@ -86,6 +86,9 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     ignores_padding: ClassVar[bool] = False
     """Whether zeros at padded positions change nothing in a value for a whole example."""
 
+    output: str | int | None = None
+    """The output that it is for, where `on` said so."""
+
     activation: str | None = None
     """`"softmax"` or `"sigmoid"` where the loss takes the logits for one of these; else `None`."""
 
@@ -101,8 +104,8 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         _refuse_unpaired(self.teacher_layer_name, self.student_layer_name)
         self.name = name or snake_case(type(self).__name__)
 
-    def per_example(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Return the loss of each example or position; every subclass says how."""
+    def per_example(self, *tensors: Any, **named: Any) -> Tensor:
+        """Return the loss of each example or position; `(teacher, student[, y][, present])`."""
         raise checks.bad_type(
             f"{type(self).__name__} does not say what an example's loss is.",
             given="no `per_example` method",
@@ -113,6 +116,42 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     def terms(self) -> Any:
         """Return the function of one output, or a nested structure of them (`None`: left out)."""
         return self.per_example
+
+    def on(self, output: str | int) -> DistillationLoss:
+        """Return this loss for one of several outputs, by its name or its place.
+
+        Args:
+            output: the name of the output, or its index in the model's list of outputs.
+
+        Raises:
+            ValueError: "… takes layers", for a loss that names layers.
+
+        Example:
+        ```python
+        import keras_kd as kd
+
+        loss = kd.LogitsDistillation(temperature=2.0).on("digit")
+        outputs = {"digit": [[2.0, 0.0]], "box": [[0.5]]}
+        print(float(loss.compute_loss(outputs, outputs)))  # 0.0
+        ```
+        """
+        if self.teacher_layer_name or self.student_layer_name or self.takes_all:
+            raise checks.bad_value(
+                f"{type(self).__name__} takes layers, and not an output besides.",
+                given=f"on({output!r}), teacher_layer_name={self.teacher_layer_name!r}, "
+                f"student_layer_name={self.student_layer_name!r}",
+                expected="one of the two",
+                fix="name the layer that makes the output instead.",
+            )
+        one = copy.copy(self)
+        one.output = output
+        return one
+
+    def terms_for(self, outputs: Any) -> Any:
+        """Return the functions of these outputs: `terms()`, at the one output of `on`."""
+        if isinstance(self.output, int):
+            return [self.terms() if i == self.output else None for i in range(len(outputs))]
+        return self.terms() if self.output is None else {self.output: self.terms()}
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer | None:
         """Return the layer with this loss's own trained parts, called on (teacher, student).
@@ -182,7 +221,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         values = [
             loss._one_output(term, *leaf)
             for term, *leaf in zip(
-                per_leaf("loss", loss.terms(), outputs),
+                per_leaf("loss", loss.terms_for(outputs), outputs),
                 self._teacher_leaves(teacher, outputs),
                 keras.tree.flatten(outputs),
                 per_leaf("y", as_arrays(y), outputs, else_whole=True),
@@ -233,7 +272,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             self.check_shapes(shapes_of(teacher), shapes_of(outputs))
             return
         leaves = zip(
-            per_leaf("loss", self.terms(), outputs),
+            per_leaf("loss", self.terms_for(outputs), outputs),
             self._teacher_leaves(teacher, outputs),
             keras.tree.flatten(outputs),
             strict=True,
@@ -301,8 +340,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             f"{self.name}: the padding of these sequences would change the loss.",
             given=f"a mask of shape {mask}, and one value for each example",
             expected="layers without a mask, or a loss of each position",
-            fix="name layers that pass no mask on (after a pooling), or use "
-            "kd.FeatureDistillation.",
+            fix="name layers without a mask (after a pooling), or use kd.FeatureDistillation.",
         )
 
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
@@ -330,22 +368,15 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         Raises:
             TypeError: "… does not keep its argument …".
         """
-        return {name: _serialize(self._argument(name)) for name in _arguments(type(self))}
-
-    def _argument(self, name: str) -> Any:
-        if name not in vars(self):
-            raise checks.bad_type(
-                f"{type(self).__name__} does not keep its argument `{name}`.",
-                given=f"a constructor with `{name}`, and no attribute of that name",
-                expected=f"self.{name} = {name}",
-                fix="keep it in the constructor, or define get_config and from_config.",
-            )
-        return vars(self)[name]
+        config = configs.arguments_of(self)
+        return config if self.output is None else {**config, "output": self.output}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> DistillationLoss:
         """Make the loss again from `get_config()`."""
-        return cls(**{name: _deserialize(value) for name, value in config.items()})
+        arguments = configs.deserialize(config)
+        output = arguments.pop("output", None)
+        return cls(**arguments) if output is None else cls(**arguments).on(output)
 
 
 def refuse_flat(loss: DistillationLoss, shape: tuple) -> None:
@@ -382,31 +413,6 @@ def snake_case(name: str) -> str:
     """Turn `LogitsDistillation` into `logits_distillation`, as Keras names losses."""
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
-
-
-def _arguments(cls: type) -> list[str]:
-    """Name the arguments of a constructor, and of those that its `**kwargs` go to."""
-    names: list[str] = []
-    for owner in cls.__mro__:
-        if "__init__" not in vars(owner):
-            continue
-        parameters = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
-        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            break
-    return list(dict.fromkeys(names))
-
-
-def _serialize(value: Any) -> Any:
-    if schedules.is_schedule(value) or isinstance(value, DistillationLoss):
-        return keras.saving.serialize_keras_object(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _deserialize(config: Any) -> Any:
-    if isinstance(config, dict) and "class_name" in config:
-        return keras.saving.deserialize_keras_object(config)
-    return config
 
 
 def _layer_names(argument: str, names: Any) -> Any:

@@ -56,8 +56,8 @@ class FeatureDistillation(base.DistillationLoss):
     def __init__(
         self,
         loss: Any = "mse",
-        teacher_layer_name: str | None = None,
-        student_layer_name: str | None = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         projector: Any = "auto",
         name: str | None = None,
     ) -> None:
@@ -66,8 +66,7 @@ class FeatureDistillation(base.DistillationLoss):
         )
         self.loss = loss
         self.projector = _projector(projector)
-        self._terms = keras.tree.map_structure(_term, loss)
-        if all(term is None for term in keras.tree.flatten(self._terms)):
+        if all(term is None for term in keras.tree.flatten(self.terms())):
             raise checks.bad_value(
                 "FeatureDistillation has no loss left to compute.",
                 given=f"loss={loss!r}",
@@ -77,7 +76,7 @@ class FeatureDistillation(base.DistillationLoss):
 
     def terms(self) -> Any:
         """Return the loss of each output of the layer."""
-        return self._terms
+        return keras.tree.map_structure(_term, self.loss)
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer | None:
         """Return the trained projector from the student's feature to the teacher's."""
@@ -99,26 +98,6 @@ class FeatureDistillation(base.DistillationLoss):
             'use projector="auto" in kd.Distiller, which trains a projector between them '
             "(keras.distillation.Distiller trains none)."
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        plain = self.projector is None or isinstance(self.projector, str)
-        return {
-            "loss": keras.tree.map_structure(keras_losses.serialize_loss, self.loss),
-            "teacher_layer_name": self.teacher_layer_name,
-            "student_layer_name": self.student_layer_name,
-            "projector": self.projector
-            if plain
-            else keras.saving.serialize_keras_object(self.projector),
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> FeatureDistillation:
-        """Make the loss again from `get_config()`."""
-        loss = keras_losses.deserialize_losses(config["loss"])
-        projector = keras_losses.deserialize_losses(config["projector"])
-        return cls(**{**config, "loss": loss, "projector": projector})
 
 
 def _term(loss: Any) -> Any:

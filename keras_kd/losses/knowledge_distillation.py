@@ -190,21 +190,7 @@ class LogitsDistillation(base.DistillationLoss):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        return {
-            "temperature": schedules.serialize(self.temperature),
-            "loss": keras.tree.map_structure(keras_losses.serialize_loss, self.loss),
-            "direction": self.direction,
-            "beta": self.beta,
-            "activation": self._activation,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> LogitsDistillation:
-        """Make the loss again from `get_config()`."""
-        temperature = schedules.deserialize(config["temperature"])
-        loss = keras_losses.deserialize_losses(config["loss"])
-        return cls(**{**config, "temperature": temperature, "loss": loss})
+        return {**super().get_config(), "activation": self._activation}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from keras_kd import checks
 
-
 TEMPERED = ("LogitsDistillation", "SoftCrossEntropy")
 """The losses that `--temperature` is for; each other one has its paper's."""
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_kd import losses
 from keras_kd.losses import (
     DistillationLoss,
     FeatureDistillation,
@@ -176,3 +177,80 @@ def test_weights_of_another_structure_are_refused(pairs):
         LogitsDistillation().compute_loss(
             teacher_of(pairs), student_of(pairs), sample_weight=weights
         )
+
+
+# --- a loss for one output ------------------------------------------------------------------------
+
+OUTPUTS = {"digit": np.array([[2.0, 0.0, 1.0]]), "box": np.array([[0.5, 0.1]])}
+OTHERS = {"digit": np.array([[0.0, 0.0, 1.0]]), "box": np.array([[0.0, 7.0]])}
+
+
+@pytest.mark.parametrize("output", ["digit", "box"])
+def test_a_loss_on_one_output_by_name_is_the_loss_of_that_output(output):
+    loss = losses.LogitsDistillation(2.0)
+    expected = references.kl_divergence(OUTPUTS[output], OTHERS[output], 2.0).mean()
+    value = loss.on(output).compute_loss(OUTPUTS, OTHERS)
+    assert float(value) == pytest.approx(expected, rel=1e-6)
+    assert loss.output is None
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_loss_on_one_output_by_place_is_the_loss_of_that_output(place):
+    sides = [list(outputs.values()) for outputs in (OUTPUTS, OTHERS)]
+    expected = references.kl_divergence(*(side[place] for side in sides), 2.0).mean()
+    loss = losses.LogitsDistillation(2.0).on(place)
+    assert float(loss.compute_loss(*sides)) == pytest.approx(expected, rel=1e-6)
+    again = losses.LogitsDistillation.from_config(loss.get_config())
+    assert (again.output, again.temperature) == (place, 2.0)
+
+
+def test_a_loss_on_one_output_gets_the_labels_and_weights_of_that_output():
+    class Labelled(losses.DistillationLoss):
+        needs_labels = True
+
+        def per_example(self, teacher, student, y):
+            return keras.ops.sum(keras.ops.abs(student - y), axis=-1)
+
+    labels = {"digit": np.array([1]), "box": np.array([[1.0, 1.0]])}
+    weights = {"digit": np.array([5.0]), "box": np.array([3.0])}
+    loss = Labelled().on("box")
+    value = loss.compute_loss(OUTPUTS, OTHERS, y=labels, sample_weight=weights)
+    assert float(value) == pytest.approx(3.0 * (1.0 + 6.0))
+
+
+def test_a_loss_that_names_layers_takes_no_output_besides():
+    loss = losses.FeatureDistillation(teacher_layer_name="a", student_layer_name="b")
+    with pytest.raises(ValueError, match=r"FeatureDistillation takes layers, and not an output"):
+        loss.on("digit")
+
+
+def test_an_output_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="`loss` does not have the structure of the outputs"):
+        losses.LogitsDistillation().on("digits").compute_loss(OUTPUTS, OTHERS)
+
+
+def test_a_distiller_gives_each_output_its_own_loss_and_checks_its_kind(rng):
+    import keras_kd as kd
+
+    def network(width):
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(width, activation="relu")(inputs)
+        digit = keras.layers.Dense(3, activation="softmax", name="digit")(x)
+        tags = keras.layers.Dense(2, activation="sigmoid", name="tags")(x)
+        return keras.Model(inputs, [digit, tags])
+
+    x, digits = rng.normal(size=(8, 6)).astype("float32"), rng.integers(0, 3, 8)
+    tags = rng.integers(0, 2, (8, 2)).astype("float32")
+    chosen = [
+        kd.LogitsDistillation(2.0, name="digits").on("digit"),
+        kd.LogitsDistillation(2.0, activation="sigmoid", name="tagged").on("tags"),
+    ]
+    distiller = kd.Distiller(network(8), network(4), chosen, student_loss_weight=0.5)
+    compiled = {"digit": "sparse_categorical_crossentropy", "tags": "binary_crossentropy"}
+    distiller.compile("sgd", compiled)
+    history = distiller.fit(x, {"digit": digits, "tags": tags}, verbose=0).history
+    assert {"digits", "tagged"} <= set(history)
+    wrong = kd.Distiller(network(8), network(4), kd.LogitsDistillation().on("tags"))
+    wrong.compile("sgd", compiled)
+    with pytest.raises(ValueError, match="is a softmax loss, and the teacher ends in a sigmoid"):
+        wrong.fit(x, {"digit": digits, "tags": tags}, verbose=0)
