@@ -35,7 +35,7 @@ FLOORS = (
     ),
     ("attached", "detection", "losses", "tasks"),
     ("teachers",),
-    ("connections",),
+    ("connections", "reuse_classifier"),
     ("first_look",),
     ("distiller",),
     ("callbacks", "evaluation", "export", "loading", "teaching"),
