@@ -1,0 +1,141 @@
+"""Multi-level logit distillation (MLLD): Jin et al., "Multi-Level Logit Distillation" (2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd import checks, distributions, schedules
+from keras_kd.losses import base
+from keras_kd.losses.base import Tensor
+
+
+def batch_level(p: Tensor, q: Tensor) -> Tensor:
+    """Return Σⱼ (P·Pᵀ − Q·Qᵀ)ᵢⱼ² for each row i; its mean is ‖P·Pᵀ − Q·Qᵀ‖² / rows.
+
+    With D = Q − P and S = Q + P, row i of the difference is −½·(S·dᵢ + D·sᵢ). Its square needs no
+    matrix of rows by rows, and does not cancel where P and Q nearly agree.
+
+    Args:
+        p: `(rows, classes)` probabilities.
+        q: the same shape.
+    """
+    d, s = q - p, q + p
+    ss, sd, dd = (_gram(a, b) for a, b in ((s, s), (s, d), (d, d)))
+    squares = ops.matmul(d, ss) * d + 2.0 * ops.matmul(d, sd) * s + ops.matmul(s, dd) * s
+    return 0.25 * ops.sum(squares, axis=-1)
+
+
+def class_level(p: Tensor, q: Tensor) -> Tensor:
+    """Return ‖Pᵀ·P − Qᵀ·Q‖² / classes, a scalar, of `(rows, classes)` probabilities.
+
+    The difference is −½·(SᵀD + DᵀS) with D and S as above.
+    """
+    half = 0.5 * _gram(q + p, q - p)
+    return ops.sum(ops.square(half + ops.transpose(half))) / p.shape[-1]
+
+
+def _gram(a: Tensor, b: Tensor) -> Tensor:
+    return ops.matmul(ops.transpose(a), b)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class MultiLevelLogits(base.DistillationLoss):
+    """Match predictions, how examples resemble each other and how classes do, at several T.
+
+    It adds to the classic divergence what a whole batch shows: which examples the teacher confuses
+    (batch level), and which classes (class level). With P and Q the softmax of t/T and s/T, one row
+    for each of b examples with C classes, it is the sum over the temperatures of
+
+        w₁·T²·KL(pᵢ ‖ qᵢ) averaged over the batch + w₂·‖P·Pᵀ − Q·Qᵀ‖² / b + w₃·‖Pᵀ·P − Qᵀ·Q‖² / C
+
+    The sums of squares, the divisors b and C, and the T² on the first level only are those of the
+    authors' code. Padded positions and examples of weight 0 are not in the batch; the positions of
+    a sequence or a map count as examples.
+
+    Left out is what needs two augmented views of each input: the authors compute the levels on a
+    weakly and a strongly augmented view, and scale them by the share of examples (and classes) in
+    which the teacher is less certain than in the median.
+
+    Args:
+        temperatures: each T > 0, at least one. Defaults to (2, 3, 4, 5, 6).
+        instance_weight: w₁, or a `LearningRateSchedule` of it. Defaults to 1.0.
+        batch_weight: w₂, or a `LearningRateSchedule` of it. Defaults to 1.0.
+        class_weight: w₃, or a `LearningRateSchedule` of it. Defaults to 1.0.
+        name: name in the logs. Defaults to `"multi_level_logits"`.
+
+    Raises:
+        TypeError: "`temperatures` must be numbers".
+        ValueError: "`temperatures` must be positive", "A softmax over one class is constant".
+
+    Reference:
+        Jin et al. 2023, the losses L_ins, L_batch and L_class.
+
+    Example:
+    ```python
+    import keras_kd as kd
+
+    loss = kd.losses.MultiLevelLogits()
+    print(float(loss.compute_loss([[3.0, 1.0], [0.0, 2.0]], [[3.0, 1.0], [0.0, 2.0]])))  # 0.0
+    ```
+    """
+
+    paper = "Jin et al. 2023 (MLLD)"
+    activation = "softmax"
+
+    def __init__(
+        self,
+        temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+        instance_weight: Any = 1.0,
+        batch_weight: Any = 1.0,
+        class_weight: Any = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.temperatures = _several("temperatures", temperatures)
+        self.instance_weight = schedules.number("instance_weight", instance_weight)
+        self.batch_weight = schedules.number("batch_weight", batch_weight)
+        self.class_weight = schedules.number("class_weight", class_weight)
+
+    def per_example(self, teacher: Tensor, student: Tensor, present: Tensor = None) -> Tensor:
+        """Return each example's first two levels and, the same for all, the class level.
+
+        Were the latter taken apart, unequal weights would move its minimum off the teacher.
+        """
+        real = ops.reshape(ops.cast(present, "float32"), (-1, 1))
+        levels = [self._levels(teacher, student, real, value) for value in self.temperatures]
+        values = ops.reshape(sum(levels[1:], start=levels[0]), ops.shape(present))
+        return ops.where(present, values, 0.0)
+
+    def _levels(self, teacher: Tensor, student: Tensor, real: Tensor, temperature: float) -> Tensor:
+        log_p, log_q = (
+            ops.reshape(ops.log_softmax(logits / temperature, axis=-1), (-1, logits.shape[-1]))
+            for logits in (teacher, student)
+        )
+        p, q = ops.exp(log_p) * real, ops.exp(log_q) * real
+        instance = temperature**2 * distributions.relative_entropy(log_p, log_q)
+        return (
+            self.instance_weight * instance
+            + self.batch_weight * batch_level(p, q)
+            + self.class_weight * class_level(p, q)
+        )
+
+    def check_shapes(self, teacher: tuple, student: tuple) -> None:
+        """Refuse different class counts, and a single class."""
+        super().check_shapes(teacher, student)
+        base.refuse_single_class(self, student)
+
+
+def _several(argument: str, values: Any) -> list[float]:
+    """Return a list of numbers above zero, or refuse what is none."""
+    if not isinstance(values, (list, tuple)) or not values:
+        raise checks.bad_type(
+            f"`{argument}` must be numbers, at least one.",
+            given=repr(values),
+            expected="a list of numbers > 0",
+            fix=f"pass a list, for example {argument}=[2.0, 4.0].",
+        )
+    return [checks.positive(argument, value) for value in values]
