@@ -120,14 +120,20 @@ class Recipe:
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, total_steps)
         return keras.optimizers.Adam(schedule)
 
-    def loss(self) -> keras.losses.Loss:
-        """Return a new loss of the labels; here: cross-entropy of class numbers and logits."""
+    def loss(self) -> Any:
+        """Return a new loss of the labels; here: cross-entropy of class numbers and logits.
+
+        A network with several outputs takes one for each, nested as they are.
+        """
         import keras
 
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Return new metrics, the deciding one first; here: accuracy."""
+    def metrics(self) -> Any:
+        """Return a list of new metrics, the deciding one first; here: accuracy.
+
+        A network with several outputs takes a list for each, nested as they are.
+        """
         import keras
 
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
