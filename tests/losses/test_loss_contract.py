@@ -394,7 +394,7 @@ def test_a_temperature_may_be_a_schedule(case, ready):
     constant = case.join(*pair, temperature=1.5)
     expected = float(value(case, constant, *pair, y))
     assert float(value(case, annealed, *pair, y, step=5)) == pytest.approx(expected, rel=1e-6)
-    assert float(value(case, annealed, *pair, y, step=0)) != pytest.approx(expected, rel=1e-3)
+    assert float(value(case, annealed, *pair, y, step=0)) != pytest.approx(expected, rel=1e-5)
     name = annealed.names[0]
     assert annealed.schedules() == {f"{name}_temperature": schedule}
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(annealed.terms[0])))
@@ -453,11 +453,11 @@ def test_keras_distiller_takes_it_and_logs_what_ours_logs_or_is_told_why_not(rng
     teacher, student = _network(6), _network(5)
     weights, logs = student.get_weights(), []
     own = case.make()
+    outputs = {"teacher_layer_name": None, "student_layer_name": None}
     for module in (keras.distillation, kd):
         student.set_weights(weights)
-        distiller = module.Distiller(
-            teacher=teacher, student=student, distillation_losses=[case.make()]
-        )
+        chosen = case.make(**(outputs if case.layers > 1 else {}))  # Keras finds no list of layers
+        distiller = module.Distiller(teacher=teacher, student=student, distillation_losses=[chosen])
         distiller.compile(keras.optimizers.SGD(1e-4), loss, run_eagerly=True)
         arguments = {"batch_size": BATCH, "epochs": 1, "shuffle": False, "verbose": 0}
         if module is keras.distillation and _only_ours(case):
