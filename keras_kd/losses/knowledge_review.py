@@ -80,7 +80,7 @@ class Fusion(keras.layers.Layer):
         self, student: tuple, teacher: tuple, channels: int, deepest: bool, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.size, self.target = student[1:3], teacher[1:3]
+        self.size, self.target = student[1:-1], teacher[1:-1]
         self.reduce = _convolution(channels, 1, student[-1], "reduce")
         self.reduce_norm = _norm(channels, "reduce_norm")
         self.expand = _convolution(teacher[-1], 3, channels, "expand")
@@ -125,7 +125,8 @@ class ReviewConnector(keras.layers.Layer):
 
     def call(self, teacher: Any, student: Any, training: bool = False) -> tuple[list, list]:
         """Return lists of maps, in the order of the layers."""
-        deeper, reviewed = None, []
+        deeper = None
+        reviewed: list[Tensor] = []
         for fusion, features in zip(reversed(self.fusions), reversed(_maps(student)), strict=True):
             compared, deeper = fusion(features, deeper, training=training)
             reviewed.insert(0, compared)
@@ -237,7 +238,7 @@ class KnowledgeReview(base.DistillationLoss):
                 expected="known sizes",
                 fix="give the models inputs of fixed size: keras.Input((32, 32, 3)).",
             )
-        return (shape[0], 1, 1, shape[-1]) if len(shape) == 2 else shape
+        return (None, 1, 1, shape[1]) if len(shape) == 2 else shape
 
     def check_shapes(self, teacher: Any, student: Any) -> None:
         """Refuse what is no map, and shapes that differ."""

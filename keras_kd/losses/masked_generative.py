@@ -175,9 +175,9 @@ class MaskedGenerative(base.DistillationLoss):
             self._refuse_rank(shape)
         generations = [
             Generation(
-                *pair, self.mask_ratio, self.seed, name=f"generation_{index}", dtype="float32"
+                t, s, self.mask_ratio, self.seed, name=f"generation_{index}", dtype="float32"
             )
-            for index, pair in enumerate(zip(*sides, strict=True))
+            for index, (t, s) in enumerate(zip(*sides, strict=True))
         ]
         return GenerativeConnector(generations, name=f"{self.name}_connector")
 
