@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keras
-from keras import ops
 
 from keras_kd import distributions
 from keras_kd.losses import base
@@ -15,11 +14,7 @@ def one_versus_all_divergence(teacher_logits: Tensor, student_logits: Tensor) ->
 
     p and q are the sigmoid of each label's logit.
     """
-    log_p, log_q = (
-        ops.stack(distributions.log_probabilities(logits, "sigmoid"), axis=-1)
-        for logits in (teacher_logits, student_logits)
-    )
-    return ops.sum(distributions.relative_entropy(log_p, log_q), axis=-1)
+    return distributions.softened_divergence(teacher_logits, student_logits, 1.0, "sigmoid")
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

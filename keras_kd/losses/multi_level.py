@@ -26,7 +26,7 @@ def batch_level(p: Tensor, q: Tensor) -> Tensor:
     d, s = q - p, q + p
     ss, sd, dd = (_gram(a, b) for a, b in ((s, s), (s, d), (d, d)))
     squares = ops.matmul(d, ss) * d + 2.0 * ops.matmul(d, sd) * s + ops.matmul(s, dd) * s
-    return 0.25 * ops.sum(squares, axis=-1)
+    return 0.25 * ops.sum(squares, axis=1)
 
 
 def class_level(p: Tensor, q: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def class_level(p: Tensor, q: Tensor) -> Tensor:
     The difference is −½·(SᵀD + DᵀS) with D and S as above.
     """
     half = 0.5 * _gram(q + p, q - p)
-    return ops.sum(ops.square(half + ops.transpose(half))) / p.shape[-1]
+    return ops.sum(ops.square(half + ops.transpose(half))) / p.shape[1]
 
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:

@@ -45,6 +45,12 @@ def test_margins_choose_different_boxes(boxes):
     np.testing.assert_allclose(bounded_regression(*boxes), oracle(*boxes), rtol=1e-5)
 
 
+def test_without_a_margin_a_little_better_is_enough():
+    t, s, y = (np.array([[value]], "float32") for value in (1.01, 1.0, 0.0))
+    assert float(bounded_regression(t, s, y)[0]) == 0.0
+    assert float(bounded_regression(s, t, y)[0]) == pytest.approx(1.0201)
+
+
 def test_a_box_for_each_anchor_is_averaged_over_the_anchors_that_count(rng):
     t, s, y = (rng.normal(size=(2, 3, 4)).astype("float32") for _ in range(3))
     value = BoundedRegression().compute_loss(t, s, y=y)
@@ -64,6 +70,9 @@ def test_one_value_each_may_come_without_a_last_axis(rng):
     for labels in (y, y[:, 0], y.astype("float64")):
         value = BoundedRegression().compute_loss(t, s, y=labels)
         assert float(value) == pytest.approx(expected, rel=1e-5)
+    t, s, y = (rng.normal(size=(2, 3, 1)).astype("float32") for _ in range(3))
+    value = BoundedRegression().compute_loss(t, s, y=y[..., 0])
+    assert float(value) == pytest.approx(oracle(t, s, y).mean(), rel=1e-5)
 
 
 def test_a_student_as_good_as_its_teacher_is_left_alone_and_a_perfect_one_too(boxes):

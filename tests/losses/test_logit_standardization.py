@@ -76,6 +76,13 @@ def test_small_differences_are_standardised_too(logits):
     np.testing.assert_allclose(standardize(shifted), z_scores(shifted), rtol=1e-3, atol=1e-4)
 
 
+def test_each_position_varies_on_its_own_scale(logits):
+    z = np.stack([1e-3 * logits[0], 1e4 * logits[1], np.ones((8, CLASSES))], axis=1)
+    scores = np.asarray(standardize(z.astype("float32")))
+    np.testing.assert_allclose(scores[:, :2], z_scores(z[:, :2]), rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(scores[:, 2], 0.0)
+
+
 def test_neither_scale_nor_offset_matters(logits):
     t, s = logits
     loss = classic()
@@ -259,7 +266,7 @@ def test_what_it_cannot_compare_is_refused(logits):
     with pytest.raises(ValueError, match="The outputs have no axis but the batch's"):
         classic().compute_loss(t[:, 0], s[:, 0])
     words = r"Logits of one class have no deviation[\s\S]*use LogitMatching without"
-    for one in ([t[:, :1], s[:, :1]], [t[:, None, :1], s[:, None, :1]]):
+    for one in ([t[:, :1], s[:, :1]], [t[:, :, None], s[:, :, None]]):
         with pytest.raises(ValueError, match=words):
             LogitStandardization(LogitMatching()).compute_loss(*one)
     with pytest.raises(ValueError, match="Two classes leave one class besides the label's"):
