@@ -396,7 +396,9 @@ def test_each_student_is_a_plain_model_exported_alone(tmp_path):
 
 @pytest.fixture(scope="module")
 def mirrored() -> tf.distribute.MirroredStrategy:
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    """Two replicas that meet without collective keys, which all strategies of a process share."""
+    together = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=together)
 
 
 def test_two_replicas_equal_one_device(mirrored):
