@@ -50,11 +50,11 @@ class DigitDetector(base.Recipe):
 
     def teacher(self) -> keras.Model:
         """Build levels of 24, 48 and 96 channels, two convolutions each, and two heads."""
-        return _network("teacher", (24, 48, 96), depth=2)
+        return _network("teacher", (24, 48, 96), depth=2, dropout=0.4)
 
     def student(self) -> keras.Model:
         """Build levels of 8, 16 and 32 channels, one convolution each, and two heads."""
-        return _network("student", (8, 16, 32), depth=1)
+        return _network("student", (8, 16, 32), depth=1, dropout=0.0)
 
     def distillation_losses(self) -> list[Any]:
         """Return the divergence of the classes in every cell, and the boxes' of matched cells."""
@@ -92,7 +92,7 @@ class DigitDetector(base.Recipe):
         return [MeanAveragePrecision(lambda boxes: decode(boxes, np.arange(CELLS)))]
 
 
-def _network(name: str, widths: tuple[int, ...], depth: int) -> keras.Model:
+def _network(name: str, widths: tuple[int, ...], depth: int, dropout: float) -> keras.Model:
     """Build levels of 3x3 convolutions, each strided, down to 4x4 cells, and two heads."""
     import keras
 
@@ -111,6 +111,8 @@ def _network(name: str, widths: tuple[int, ...], depth: int) -> keras.Model:
             )(x)
             x = keras.layers.BatchNormalization(name=f"norm{part}")(x)
             x = keras.layers.ReLU(name=f"relu{part}")(x)
+    if dropout:
+        x = keras.layers.SpatialDropout2D(dropout, name="dropout")(x)
     heads = {}
     for head, size in {"class": CLASSES, "boxes": 4}.items():
         x_head = keras.layers.Conv2D(size, 3, padding="same", name=f"{head}_head")(x)

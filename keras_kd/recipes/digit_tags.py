@@ -47,11 +47,15 @@ class DigitTags(base.Recipe):
 
     def teacher(self) -> keras.Model:
         """Build levels of 24, 48 and 96 channels, two convolutions each."""
-        return _network("teacher", (24, 48, 96), depth=2)
+        return _network("teacher", (24, 48, 96), depth=2, dropout=0.4)
 
     def student(self) -> keras.Model:
         """Build levels of 8, 16 and 32 channels, one convolution each."""
-        return _network("student", (8, 16, 32), depth=1)
+        return _network("student", (8, 16, 32), depth=1, dropout=0.0)
+
+    def teacher_augmentation(self) -> base.Transform:
+        """Move the canvases by up to four pixels each way."""
+        return base.shifts(4)
 
     def distillation_losses(self) -> list[Any]:
         """Return a Bernoulli divergence for each label, at the temperature."""
@@ -86,7 +90,7 @@ class DigitTags(base.Recipe):
         ]
 
 
-def _network(name: str, widths: tuple[int, ...], depth: int) -> keras.Model:
+def _network(name: str, widths: tuple[int, ...], depth: int, dropout: float) -> keras.Model:
     """Build levels of 3x3 convolutions, each strided, and a logit for each digit anywhere."""
     import keras
 
@@ -106,6 +110,8 @@ def _network(name: str, widths: tuple[int, ...], depth: int) -> keras.Model:
             x = keras.layers.BatchNormalization(name=f"norm{part}")(x)
             x = keras.layers.ReLU(name=f"relu{part}")(x)
     x = keras.layers.GlobalMaxPooling2D(name="anywhere")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, name="dropout")(x)
     return keras.Model(inputs, keras.layers.Dense(LABELS, name="logits")(x), name=name)
 
 
