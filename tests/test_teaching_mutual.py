@@ -99,7 +99,7 @@ def test_the_defaults_are_the_paper_s():
 def test_a_step_is_that_of_two_distillers_with_frozen_peers():
     """No gradient reaches a peer, and one optimizer is as good as one for each student."""
     x, y = data()
-    losses = [kd.LogitsDistillation(), kd.losses.LogitMatching()]
+    losses = [kd.LogitsDistillation(), keras.distillation.LogitsDistillation(temperature=2.0)]
     students = [mlp(4), mlp(7)]
     copies, alone = ([clone(student) for student in students] for _ in range(2))
     for own, peer in ((0, 1), (1, 0)):
@@ -164,6 +164,25 @@ def test_build_builds_the_students():
     assert not distiller.built
     distiller.build((None, 6))
     assert all(student.built for student in students)
+
+
+def test_students_train_in_training_mode_and_are_evaluated_in_inference():
+    x, y = data()
+    layers = [keras.layers.Dense(4), keras.layers.BatchNormalization(momentum=0.5)]
+    normalised = keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dense(3)])
+    distiller = mutual([mlp(4), normalised])
+    mean = layers[1].moving_mean.numpy()
+    distiller.evaluate(x, y, verbose=0)
+    np.testing.assert_array_equal(layers[1].moving_mean, mean)
+    expected = 0.5 * layers[0](x).numpy().mean(0)
+    one_step(distiller, x, y)
+    np.testing.assert_allclose(layers[1].moving_mean, expected, atol=1e-6)
+
+
+def test_the_optimizer_is_built_before_a_callback_restores_it():
+    distiller = mutual([mlp(4), mlp(5)], hint())
+    distiller.make_train_function()
+    assert distiller.optimizer.built
 
 
 @pytest.mark.parametrize(
@@ -451,7 +470,7 @@ def test_unbuilt_students_that_share_a_layer_are_refused_on_the_first_batch():
     x, y = data()
     shared = keras.layers.Dense(3)
     distiller = mutual([keras.Sequential([shared]), keras.Sequential([shared])])
-    with pytest.raises(ValueError, match=r"shares? weights"):
+    with pytest.raises(ValueError, match="Two students share weights"):
         distiller.fit(x, y, verbose=0)
 
 

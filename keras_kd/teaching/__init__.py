@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from keras_kd.teaching.generations import BornAgain, Chain, born_again, chain
+from keras_kd.teaching.generations import born_again, chain
 from keras_kd.teaching.mutual import MutualDistiller
 from keras_kd.teaching.self_distiller import SelfDistiller
 
-__all__ = ["BornAgain", "Chain", "MutualDistiller", "SelfDistiller", "born_again", "chain"]
+__all__ = ["MutualDistiller", "SelfDistiller", "born_again", "chain"]

@@ -109,9 +109,10 @@ def born_again(
 ) -> BornAgain:
     """Teach a model by itself, generation after generation, each born with fresh weights.
 
-    Use it to gain accuracy without a bigger model: generation k has the teacher's size and learns
-    from generation k − 1 (the first from the teacher). The generations together, averaged, are a
-    better teacher still: `kd.Distiller(teacher=result.ensemble, …)`.
+    Use it to gain from distillation without a bigger model: generation k has the teacher's size and
+    learns from generation k − 1 (the first from the teacher). In the paper the generations beat
+    their teacher, and their average beats each of them; it can teach a small student in turn:
+    `kd.Distiller(teacher=result.ensemble, …)`.
 
     Args:
         teacher: the trained model, generation 0.

@@ -24,18 +24,19 @@ from keras_kd.teaching.peers import Pupil
 class MutualDistiller(keras.Model):
     """Train two or more students at once, each on the labels and on what its peers think.
 
-    Use it where there is no strong teacher: untrained students that differ in their first weights
-    (or in kind) end up better than each would alone. The total of student k, and what is minimised:
+    Use it where there is no strong teacher: in the paper, untrained students that differ in their
+    first weights (or in kind) get better together than each does alone. The total of student k, and
+    what is minimised:
 
         totalₖ = w · student_loss(y, sₖ)
                  + (1 − w) · Σᵢ weightᵢ · 1/(K−1) · Σ_{l≠k} lossᵢ(sₗ, sₖ) + Σ studentₖ.losses
         loss   = Σₖ totalₖ
 
-    A peer's outputs are constants in another student's loss. Each step runs every student once,
-    and all of them learn from the answers of that one pass (the paper's algorithm takes turns: a
-    student sees peers that have already moved in this step). At the defaults, w = 0.5 and the KL
-    divergence at temperature 1, `totalₖ` is half of the paper's L_C + mean KL: Adam does not see
-    that factor, plain SGD needs twice the paper's learning rate.
+    A peer's outputs are constants in another student's loss. Each step runs every student once, in
+    training mode, and all of them learn from the answers of that one pass (the paper's algorithm
+    takes turns: a student sees peers that have already moved in this step). At the defaults,
+    w = 0.5 and the KL divergence at temperature 1, `totalₖ` is half of the paper's L_C + mean KL:
+    Adam does not see that factor, plain SGD needs twice the paper's learning rate.
 
     One optimizer serves all the students. Weight decay, `clipnorm` and `clipvalue` act on each
     weight by itself, so every student is trained as by an optimizer of its own;
@@ -45,8 +46,8 @@ class MutualDistiller(keras.Model):
     The logs hold `loss` and, for each student under its name, `<name>_loss`,
     `<name>_student_loss`, `<name>_logits_distillation` and your metrics. In `evaluate`, the losses
     are those on the labels. Each student stays the plain model that was given; save or export it
-    by itself: `distiller.students[0].export(path)`. `distiller.save(path)` keeps all of
-    them with the optimizer, to train on after `keras.models.load_model(path)`.
+    by itself: `distiller.students[0].export(path)`. `distiller.save(path)` keeps all of them with
+    the optimizer, to train on after `keras.models.load_model(path)` (import this module before).
 
     Args:
         students: two or more `keras.Model`s of the same outputs, trained in place. They are called
@@ -345,10 +346,11 @@ def _refuse_shared_weights(students: Sequence[keras.Model]) -> None:
 
 def _refuse_global_clipnorm(optimizer: keras.optimizers.Optimizer) -> None:
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if inner.global_clipnorm:
+    norm = getattr(inner, "global_clipnorm", None)
+    if norm:
         raise checks.bad_value(
             "`global_clipnorm` would let one student's gradients shrink another's.",
-            given=f"global_clipnorm={inner.global_clipnorm}",
+            given=f"global_clipnorm={norm}",
             expected="clipping of each weight by itself",
             fix="use clipnorm= or clipvalue=.",
         )

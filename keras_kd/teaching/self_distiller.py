@@ -18,15 +18,16 @@ from keras_kd.teaching.configs import restored
 class SelfDistiller(Distiller):
     """Train a model on the labels and on the moving average of its own earlier weights.
 
-    Use it where there is no teacher: the average of the weights is a steadier and often better
-    model than the one that is being trained. It starts as a copy of the student, and after each
-    step of the optimizer
+    Use it where there is no teacher: in the paper, the average of the weights is the better model
+    for most of the training, and its answers are targets to learn from, also without labels
+    (`student_loss_weight=0`). It starts as a copy of the student, and after each step of the
+    optimizer
 
         averageₜ = decay · averageₜ₋₁ + (1 − decay) · studentₜ
 
     for every weight, the moving statistics of BatchNorm included: the teacher is asked as in
-    inference (no dropout), so it needs statistics that belong to its weights. (The paper's own code
-    asks the teacher in training mode, with noise.) Integer weights are copied.
+    inference (no dropout), so it needs statistics that belong to its weights. (In the paper the
+    teacher answers with noise of its own.) Integer weights are copied.
 
     The average moves when the student does: with `gradient_accumulation_steps=n` once in n batches,
     and not where a float16 step is skipped for an overflow. It is `distiller.average`, a plain
@@ -52,8 +53,9 @@ class SelfDistiller(Distiller):
             SelfDistiller is its own teacher" for `attach_teacher`, and what `kd.Distiller` refuses.
 
     Reference:
-        Tarvainen, Valpola 2017, "Mean teachers are better role models", section 2 (the average; its
-        decay is 0.99 at first and 0.999 later: `PiecewiseConstantDecay([40000], [0.99, 0.999])`).
+        Tarvainen, Valpola 2017, "Mean teachers are better role models", section 2 (the average; the
+        paper's decay is 0.99 early in training and 0.999 later, which as a schedule is
+        `PiecewiseConstantDecay([steps], [0.99, 0.999])`).
 
     Example:
     ```python
