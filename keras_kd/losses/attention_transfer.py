@@ -18,7 +18,7 @@ from keras_kd.structures import alike
 
 def attention_map(features: Tensor, p: float = 2.0) -> Tensor:
     """Return the mean of |x|ᵖ over the channels, `(batch, positions…)`."""
-    powers = ops.square(features) if p == 2.0 else ops.power(ops.abs(features), p)
+    powers = ops.square(features) if p == 2 else ops.power(ops.abs(features), p)
     return ops.mean(powers, axis=-1)
 
 
@@ -115,7 +115,7 @@ class AttentionTransfer(base.DistillationLoss):
         """Refuse features that are no maps of the same kind; sizes and channels may differ."""
         base.refuse_flat(self, student)
         sizes = teacher[1:-1], student[1:-1]
-        same = sizes[0] == sizes[1] and None not in sizes[0]
+        same = all(t == s and t is not None for t, s in zip(*sizes, strict=False))
         if len(teacher) != len(student) or not (
             alike(teacher[:1], student[:1]) and (same or len(teacher) < 5)
         ):

@@ -30,7 +30,7 @@ def channel_wise(
     teacher, student = (
         ops.transpose(positions(side), (0, 2, 1)) for side in (teacher_features, student_features)
     )
-    return ops.mean(softened_divergence(teacher, student, temperature), axis=-1)
+    return ops.mean(softened_divergence(teacher, student, temperature), axis=1)
 
 
 class ChannelConnector(keras.layers.Layer):
@@ -134,7 +134,8 @@ class ChannelWiseDistillation(base.DistillationLoss):
         """Refuse features of different shapes, and of one position."""
         super().check_shapes(teacher, student)
         base.refuse_flat(self, student)
-        if None not in student[1:-1] and math.prod(student[1:-1]) == 1:
+        sizes = student[1:-1]
+        if None not in sizes and math.prod(sizes) == 1:
             raise checks.bad_value(
                 f"{self.name}: a softmax over one position is constant and teaches nothing.",
                 given=f"features of shape {student}",

@@ -118,7 +118,7 @@ class NeuronSelectivity(base.DistillationLoss):
         """Refuse features that are no maps of the same kind; sizes and channels may differ."""
         base.refuse_flat(self, student)
         sizes = teacher[1:-1], student[1:-1]
-        same = sizes[0] == sizes[1] and None not in sizes[0]
+        same = all(t == s and t is not None for t, s in zip(*sizes, strict=False))
         if len(teacher) != len(student) or not (
             alike(teacher[:1], student[:1]) and (same or len(teacher) < 5)
         ):

@@ -188,7 +188,9 @@ def test_a_feature_of_one_position_is_refused(shape):
         ChannelWiseDistillation().compute_loss(np.ones(shape), np.ones(shape))
 
 
-def test_sizes_may_be_unknown():
+def test_sizes_may_be_unknown_and_one_may_be_1():
+    for shape in ((1, 4, 1, 3), (1, 1, 4, 3)):
+        ChannelWiseDistillation().check_shapes(shape, shape)
     ChannelWiseDistillation().check_shapes((None, None, None, 3), (None, None, 1, 3))
     ChannelWiseDistillation().check_shapes((1, 2, 2, 3), (1, 2, 2, 3))
 
