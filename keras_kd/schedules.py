@@ -72,7 +72,9 @@ class ScheduleTracker(keras.metrics.Metric):
     def __init__(self, name: str, schedule: LearningRateSchedule) -> None:
         super().__init__(name=name, dtype="float32")
         self.schedule = schedule
-        self.last = self.add_variable((), initializer="zeros", name="last")
+        self.last = self.add_variable(
+            (), initializer="zeros", aggregation="only_first_replica", name="last"
+        )
 
     def update_state(self, step: Any, sample_weight: Any = None) -> None:
         """Keep the schedule's value at this step."""

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_kd as kd
 from keras_kd import replicas
+from tests.losses.cases import CASES, CLASSES
 from tests.models import LOGITS, data
 
 GLOBAL_BATCH = 8
@@ -44,7 +45,10 @@ def train(strategy, teacher_weights, student_weights, count: int) -> tuple[list,
             student_layer_name="hidden",
             projector=keras.layers.Dense(9, kernel_initializer="ones"),
         )
-        distiller = kd.Distiller(teacher, student, [kd.LogitsDistillation(), hint], [1.0, 0.5])
+        decay = keras.optimizers.schedules.PolynomialDecay
+        softened = kd.LogitsDistillation(decay(4.0, 8, 2.0))
+        weights = [decay(1.0, 8, 0.5), 0.5]
+        distiller = kd.Distiller(teacher, student, [softened, hint], weights)
         distiller.compile(keras.optimizers.SGD(0.1), LOGITS, metrics=["accuracy"])
     ds = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(GLOBAL_BATCH)
     options = tf.data.Options()
@@ -109,6 +113,27 @@ def test_masked_sequences_over_two_replicas_equal_one_device(mirrored):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
     for name, values in results[0][1].items():
         np.testing.assert_allclose(values, results[1][1][name], rtol=1e-5, err_msg=name)
+
+
+def test_every_loss_trains_over_two_replicas(rng, mirrored):
+    def network(width):
+        layers = [
+            keras.layers.Conv2D(width, 3, padding="same", name=name)
+            for name in ("layer0", "layer1")
+        ]
+        head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)]
+        return keras.Sequential([keras.Input((4, 4, 1)), *layers, *head])
+
+    x = rng.normal(size=(7, 4, 4, 1)).astype("float32")
+    y = keras.ops.convert_to_numpy(keras.ops.one_hot(np.arange(7) % CLASSES, CLASSES))
+    with mirrored.scope():
+        every = [case.make() for case in CASES]
+        distiller = kd.Distiller(network(6), network(5), every, [1e-6] * len(every))
+        distiller.compile(keras.optimizers.SGD(1e-6), keras.losses.CategoricalCrossentropy(True))
+    ds = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    history = distiller.fit(ds, epochs=1, verbose=0).history
+    assert set(distiller.connections.names) <= set(history)
+    assert all(np.isfinite(values[0]) for values in history.values())
 
 
 def test_several_masked_outputs_over_replicas_are_refused(monkeypatch):
