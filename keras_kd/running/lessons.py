@@ -255,6 +255,8 @@ def measured(
 ) -> dict[str, float]:
     """Measure a model with metrics that see the labels and its own outputs, as it gives them.
 
+    Labels of one number each get the axis of an output of one unit, as in `fit`.
+
     Args:
         model: the model.
         metrics: new metrics, called with labels, outputs and the split's weights, where it has
@@ -265,6 +267,7 @@ def measured(
     Returns:
         A metric's name -> its result over the whole split.
     """
+    import keras
     import tensorflow as tf
 
     if not metrics:
@@ -272,6 +275,9 @@ def measured(
     answer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
     for x, y, *weights in split.batches(batch_size):
         outputs = answer(x)
+        single = not keras.tree.is_nested(outputs) and outputs.shape[-1] == 1
+        if single and len(y.shape) < len(outputs.shape):
+            y = y[..., None]
         for metric in metrics:
             metric.update_state(y, outputs, *weights)
     return {metric.name: float(metric.result()) for metric in metrics}

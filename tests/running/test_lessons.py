@@ -71,6 +71,15 @@ def test_measures_see_the_labels_and_the_models_own_outputs() -> None:
     assert found["sparse_categorical_crossentropy"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_labels_of_one_number_get_the_axis_of_one_unit() -> None:
+    x, y = np.float32([[1.0], [2.0]]), np.array([0, 1])
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)])
+    metrics = [keras.metrics.BinaryCrossentropy(from_logits=True, name="nats")]
+    found = lessons.measured(model, metrics, Split(x=x, y=y), batch_size=2)
+    expected = (np.log1p(np.exp(1.0)) + np.log1p(np.exp(-2.0))) / 2
+    assert found["nats"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return run(Scaled(), out=tmp_path_factory.mktemp("saved_models"), name="one")
