@@ -111,7 +111,7 @@ def reuse_classifier(
     distiller = kd.Distiller(teacher, student, hint, student_loss_weight=0.0)
     distiller.compile("adam")
     distiller.fit(x, epochs=1, verbose=0)
-    print(student.predict(x, verbose=0).shape)  # (32, 3)
+    print(student(x).shape)  # (32, 3)
     ```
     """
     _refuse_unknown_graph("teacher", teacher)
