@@ -29,15 +29,18 @@ _HOMES = {
     "LogitsDistillation": "keras_kd.losses",
     "FeatureDistillation": "keras_kd.losses",
     "compare": "keras_kd.evaluation",
+    "reuse_classifier": "keras_kd.reused_classifier",
+    "MutualDistiller": "keras_kd.teaching",
     "export_student": "keras_kd.export",
 }
-_ROOMS = ("callbacks", "data", "losses", "metrics")
+_ROOMS = ("callbacks", "data", "losses", "metrics", "teaching")
 
 __all__ = [
     "Distiller",
     "EnsembleTeacher",
     "FeatureDistillation",
     "LogitsDistillation",
+    "MutualDistiller",
     "Teacher",
     "__version__",
     "callbacks",
@@ -47,16 +50,20 @@ __all__ = [
     "load_distiller",
     "losses",
     "metrics",
+    "reuse_classifier",
+    "teaching",
 ]
 
 if TYPE_CHECKING:
-    from keras_kd import callbacks, data, losses, metrics
+    from keras_kd import callbacks, data, losses, metrics, teaching
     from keras_kd.distiller import Distiller
     from keras_kd.evaluation import compare
     from keras_kd.export import export_student
     from keras_kd.loading import load_distiller
     from keras_kd.losses import FeatureDistillation, LogitsDistillation
+    from keras_kd.reused_classifier import reuse_classifier
     from keras_kd.teachers import EnsembleTeacher, Teacher
+    from keras_kd.teaching import MutualDistiller
 
 
 def __getattr__(name: str) -> Any:

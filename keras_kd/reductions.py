@@ -107,3 +107,11 @@ def blank(tensor: Tensor, mask: Any) -> Tensor:
     """Put zeros at padded positions, so that what stands there has no gradient, NaN or not."""
     real = broadcast("mask", ops.cast(mask, "bool"), tensor)
     return ops.where(real, tensor, ops.zeros_like(tensor))
+
+
+def blank_labels(y: Any, mask: Any) -> Any:
+    """Put zeros at the labels of padded positions, where there are labels of each position."""
+    if y is None or len(ops.shape(y)) < len(mask.shape):
+        return y
+    y = ops.convert_to_tensor(y)
+    return blank(y, mask) if tuple(y.shape)[: len(mask.shape)] == tuple(mask.shape) else y

@@ -35,7 +35,7 @@ FLOORS = (
     ),
     ("attached", "detection", "losses", "tasks"),
     ("teachers",),
-    ("connections", "reuse_classifier"),
+    ("connections", "reused_classifier"),
     ("first_look",),
     ("distiller",),
     ("callbacks", "evaluation", "export", "loading", "teaching"),
@@ -53,7 +53,7 @@ TRAINING = {
     "evaluation",
     "first_look",
     "loading",
-    "reuse_classifier",
+    "reused_classifier",
     "teaching",
 }
 SHIPPING = {"export"}

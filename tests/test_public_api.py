@@ -24,6 +24,9 @@ CONTRACT = (
     "callbacks",
     "metrics",
     "data",
+    "teaching",
+    "MutualDistiller",
+    "reuse_classifier",
 )
 LOSSES = (
     "DistillationLoss",
@@ -31,7 +34,27 @@ LOSSES = (
     "SoftCrossEntropy",
     "HardLabelDistillation",
     "LogitMatching",
+    "DecoupledDistillation",
+    "NormalizedDistillation",
+    "DIST",
+    "LogitStandardization",
+    "MultiLevelLogits",
+    "MultiLabelDistillation",
+    "BoundedRegression",
     "FeatureDistillation",
+    "AttentionTransfer",
+    "FlowOfSolution",
+    "NeuronSelectivity",
+    "VariationalInformation",
+    "OverhaulFeature",
+    "KnowledgeReview",
+    "ChannelWiseDistillation",
+    "MaskedGenerative",
+    "RelationalDistillation",
+    "SimilarityPreserving",
+    "ProbabilisticTransfer",
+    "CorrelationCongruence",
+    "ContrastiveRepresentation",
 )
 
 

@@ -237,7 +237,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         teacher, student = reductions.as_float32(teacher), reductions.as_float32(student)
         self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         if mask is not None:  # what stands at a padded position has no gradient, NaN or not
-            student = reductions.blank(student, mask)
+            student, y = reductions.blank(student, mask), reductions.blank_labels(y, mask)
             if alike(tuple(teacher.shape[: len(mask.shape)]), tuple(mask.shape)):
                 teacher = reductions.blank(teacher, mask)
         return self._reduced(term, teacher, student, y, weight, mask)

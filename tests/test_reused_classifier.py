@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import keras_kd as kd
-from keras_kd.reuse_classifier import reuse_classifier
+from keras_kd.reused_classifier import reuse_classifier
 
 MAP = (8, 8, 3)
 

@@ -96,7 +96,6 @@ def reuse_classifier(
     import keras, numpy as np
     import keras_kd as kd
     from keras import layers
-    from keras_kd.reuse_classifier import reuse_classifier
 
     def cnn(width):
         conv = layers.Conv2D(width, 3, activation="relu", name="features")
@@ -104,7 +103,7 @@ def reuse_classifier(
         return keras.Sequential([keras.Input((8, 8, 1)), conv, *head])
 
     teacher, x = cnn(16), np.random.rand(32, 8, 8, 1)
-    student = reuse_classifier(teacher, cnn(4), "features")
+    student = kd.reuse_classifier(teacher, cnn(4), "features")
     hint = kd.FeatureDistillation(
         teacher_layer_name="features", student_layer_name="simkd_projector"
     )
