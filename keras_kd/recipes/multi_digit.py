@@ -29,16 +29,16 @@ CLASSES = 11
 
 @dataclass(frozen=True, kw_only=True)
 class MultiDigit(base.Recipe):
-    """U-Nets of three levels: 24, 48 and 64 channels teach 8, 16 and 24."""
+    """U-Nets of three levels: 24, 48 and 64 channels teach 12, 24 and 32."""
 
     summary: str = "Digits on a canvas, a class for each pixel: a U-Net teaches a small one"
     data: str = "multi_digit"
     batch_size: int = 60
     teacher_epochs: int = 15
     epochs: int = 20
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     teacher_learning_rate: float = 3e-3
-    temperature: float = 2.0
+    temperature: float = 1.0
     student_loss_weight: float = 0.1
     steps_per_execution: int = 25
 
@@ -51,8 +51,8 @@ class MultiDigit(base.Recipe):
         return _unet("teacher", (24, 48, 64), depth=2)
 
     def student(self) -> keras.Model:
-        """Build a U-Net of 8, 16 and 24 channels, one convolution a level."""
-        return _unet("student", (8, 16, 24), depth=1)
+        """Build a U-Net of 12, 24 and 32 channels, one convolution a level."""
+        return _unet("student", (12, 24, 32), depth=1)
 
     def measures(self) -> list[keras.metrics.Metric]:
         """Measure the mean over the classes of intersection over union."""
