@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import pathlib
+import re
 import runpy
 
 from keras_kd import losses, recipes
+from keras_kd.command_line import catalogue
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAYERS = ("teacher_layer_name", "student_layer_name")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -23,6 +27,19 @@ def test_every_loss_and_recipe_is_named() -> None:
         assert f"{name}`" in README, name
 
 
+def test_the_table_of_losses_is_what_the_command_prints() -> None:
+    assert catalogue.markdown() in README, "print it again: keras-kd list losses --markdown"
+    for row in catalogue.losses():
+        kind = getattr(losses, row.loss)
+        arguments = inspect.signature(kind).parameters
+        own = [name for name in arguments if name not in ("name", *LAYERS)]
+        assert row.paper == kind.paper
+        assert all(re.search(rf"\b{name}\b", row.parameters) for name in own)
+        assert row.needs.startswith(kind.space)
+        assert ("labels" in row.needs) == kind.needs_labels
+        assert row.trains == kind.trained_parts
+
+
 def test_no_placeholder_is_left() -> None:
-    for word in ("\nDEMO\n", "\nRESULTS\n"):
+    for word in ("\nDEMO\n", "\nRESULTS\n", "\nLOSSES\n"):
         assert word not in README

@@ -29,7 +29,7 @@ def shown():
 
 
 def weighted_soft_labels(t, s, y, temperature):
-    """Zhou et al. 2021 with the normalisation of the authors' code: T²·(1 − exp(−Lₛ/Lₜ))·CE(t/T, s/T)."""
+    """T²·(1 − exp(−Lₛ/Lₜ))·CE(t/T, s/T): Zhou et al. 2021, as the authors' code has it."""
     ratio = references.cross_entropy(s, y) / (references.cross_entropy(t, y) + 1e-7)
     return (1.0 - np.exp(-ratio)) * references.soft_cross_entropy(t, s, temperature)
 

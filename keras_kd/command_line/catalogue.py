@@ -13,6 +13,7 @@ from pathlib import Path
 from keras_kd import checks, export, recipes
 
 PACKAGE = Path(__file__).parent.parent
+SPACES = ("logits", "values", "features")
 KINDS = ("recipes", "data", "losses", "exports")
 
 
@@ -87,7 +88,7 @@ class LossRow:
 
 
 def losses() -> list[LossRow]:
-    """Describe every loss, in alphabetical order, from the files' text.
+    """Describe every loss from the files' text: on logits, on values, on features, by name.
 
     Example:
         ```python
@@ -96,7 +97,11 @@ def losses() -> list[LossRow]:
         print(catalogue.losses()[0].paper)
         ```
     """
-    return sorted(_losses(), key=lambda row: row.loss)
+
+    def place(row: LossRow) -> tuple[int, str]:
+        return SPACES.index(row.needs.split()[0].strip(",")), row.loss
+
+    return sorted(_losses(), key=place)
 
 
 def markdown() -> str:

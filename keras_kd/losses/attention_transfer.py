@@ -85,7 +85,7 @@ class AttentionTransfer(base.DistillationLoss):
     ```
     """
 
-    paper = "Zagoruyko & Komodakis 2017 (AT)"
+    paper = "Zagoruyko and Komodakis 2017 (AT)"
     space = "features"
 
     def __init__(

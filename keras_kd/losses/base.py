@@ -71,7 +71,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     """`"logits"`: outputs in log space, also probabilities. `"values"`: outputs as they are.
     `"features"`: layers, or outputs as they are."""
 
-    needs_labels: ClassVar[bool] = False
+    needs_labels: bool = False
     """Whether `per_example` needs `y`."""
 
     trained_parts: ClassVar[str] = ""

@@ -96,7 +96,7 @@ class NeuronSelectivity(base.DistillationLoss):
     ```
     """
 
-    paper = "Huang & Wang 2017 (NST)"
+    paper = "Huang and Wang 2017 (NST)"
     space = "features"
     ignores_padding = True
 
