@@ -1,4 +1,4 @@
-"""Malignant or benign: a regularised perceptron teaches one of a fifth of its size.
+"""Malignant or benign: a regularised perceptron teaches one of an eighth of its size.
 
     keras-kd run tabular
 
@@ -11,8 +11,8 @@ Expected result: the README's table of results, in about a minute on two cores; 
 tells the same story in seconds.
 
 The settings were chosen on validation splits, first for the student alone, then for the distilled
-one. One example of the test split is 0.88 % of the accuracy, so look at the log loss (nats for
-each tumour) as well: alone, the student soon becomes too sure.
+one. One tumour of the test split is 0.88 points of the accuracy, so look at the log loss (nats
+for each tumour) as well: it says how sure the wrong answers were.
 
 The measurements are scaled inside the networks, by the training split: the exported file takes
 them as they were taken.
