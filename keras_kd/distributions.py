@@ -26,7 +26,9 @@ def relative_entropy(log_p: Tensor, log_q: Tensor, axis: int = -1) -> Tensor:
     second order in u, so the rounding of a logarithm, which T² would magnify, cancels.
     """
     p, u = ops.exp(log_p), log_q - log_p
-    q_minus_p = ops.where(u < 1.0, p * ops.expm1(ops.minimum(u, 1.0)), ops.exp(log_q) - p)
+    small = ops.minimum(u, 1.0)  # guard: eᵘ must not overflow where the other form is taken
+    near = u < 1.0  # guard: both forms are exact around here
+    q_minus_p = ops.where(near, p * ops.expm1(small), ops.exp(log_q) - p)
     return ops.sum(q_minus_p - p * u, axis=axis)
 
 
