@@ -53,12 +53,12 @@ def contrast(
     """
     count, size = teacher_negatives.shape
     noise = math.log(count) + log_chance(size, temperature)
-    same = ops.sum(teacher * student, axis=-1) / temperature - noise
+    same = ops.sum(teacher * student, axis=1) / temperature - noise
     others = [
         ops.matmul(anchors, ops.transpose(negatives)) / temperature - noise
         for anchors, negatives in ((student, teacher_negatives), (teacher, student_negatives))
     ]
-    return -2.0 * ops.log_sigmoid(same) + sum(ops.sum(ops.softplus(z), -1) for z in others)
+    return -2.0 * ops.log_sigmoid(same) + sum(ops.sum(ops.softplus(z), 1) for z in others)
 
 
 class UnitVectors(keras.initializers.Initializer):
@@ -88,7 +88,7 @@ class ContrastiveHead(keras.layers.Layer):
             name="queue",
         )
 
-    def call(self, features: Tensor, training: bool = False) -> list[Tensor]:
+    def call(self, features: Tensor, training: bool) -> list[Tensor]:
         """Return the embeddings and the queue as it was; while training, put the new ones in."""
         embeddings = unit(self.linear(flat(features)))
         queue = ops.copy(self.queue)

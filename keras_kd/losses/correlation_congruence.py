@@ -85,14 +85,7 @@ class CorrelationCongruence(base.DistillationLoss):
             teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
         )
         self.gamma = checks.positive("gamma", gamma)
-        if isinstance(order, bool) or not isinstance(order, numbers.Integral) or order < 1:
-            raise checks.bad_value(
-                "`order` must be a whole number of 1 or more.",
-                given=repr(order),
-                expected="1, 2, 3, …",
-                fix="leave it out for the paper's 2.",
-            )
-        self.order = int(order)
+        self.order = _order(order)
 
     def per_example(self, teacher: Tensor, student: Tensor, present: Tensor) -> Tensor:
         """Return the squared differences of each example's row over n; 0 for absent ones."""
@@ -114,3 +107,14 @@ class CorrelationCongruence(base.DistillationLoss):
 
     def _fix_for_shapes(self) -> str:
         return "compare features of the same examples."
+
+
+def _order(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise checks.bad_value(
+            "`order` must be a whole number of 1 or more.",
+            given=repr(value),
+            expected="1, 2, 3, …",
+            fix="leave it out for the paper's 2.",
+        )
+    return int(value)

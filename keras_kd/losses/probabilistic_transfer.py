@@ -25,7 +25,8 @@ def neighbours(features: Tensor, present: Tensor) -> Tensor:
         present: boolean `(batch,)`; the others' rows and columns are 0.
     """
     keep = ops.cast(present, "float32")
-    vectors = unit(ops.where(ops.expand_dims(present, 1), flat(features), 0.0))
+    here = ops.expand_dims(present, 1)
+    vectors = unit(ops.where(here, flat(features), 0.0))  # guard: `keep` takes absent ones out
     kernel = ops.maximum(1.0 + ops.matmul(vectors, ops.transpose(vectors)), 0.0)
     kernel *= ops.expand_dims(keep, 1) * ops.expand_dims(keep, 0)
     return ops.divide_no_nan(kernel, ops.sum(kernel, axis=1, keepdims=True))

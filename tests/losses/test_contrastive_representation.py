@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 
 import keras
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import tensorflow as tf
 
 import keras_kd as kd
+from keras_kd.attached import Answer
+from keras_kd.connections import Connections
 from keras_kd.losses.contrastive_representation import (
     ContrastiveRepresentation,
     contrast,
@@ -204,6 +207,24 @@ def test_several_layers_have_a_head_each_and_are_added(rng, loss):
     parts = [loss.compute_loss([both[0][i]], [both[1][i]]) for i in range(2)]
     assert float(loss.compute_loss(*both)) == pytest.approx(float(sum(parts)), rel=1e-6)
     assert len(connector.trainable_weights) == 8
+
+
+def test_a_mask_passes_the_heads_quietly_and_is_refused(rng):
+    sequences = [rng.normal(size=(3, 4, width)).astype("float32") for width in (6, 3)]
+    loss = ContrastiveRepresentation(
+        4, queue_size=5, teacher_layer_name="a", student_layer_name="b"
+    )
+    connections = Connections(loss, None)
+    student = tf.constant(sequences[1])
+    student._keras_mask = tf.ones((3, 4), bool)
+    answers = [Answer(x, x, {name: x}, [x]) for name, x in (("a", sequences[0]), ("b", student))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        connections.join(*answers)
+        with pytest.raises(
+            ValueError, match="the padding of these sequences would change the loss"
+        ):
+            connections.values(*answers, None, None, 0)
 
 
 def test_one_loss_serves_two_distillers(rng, loss):
