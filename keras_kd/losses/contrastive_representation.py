@@ -69,7 +69,18 @@ class UnitVectors(keras.initializers.Initializer):
         return unit(keras.initializers.RandomNormal()(shape, dtype))
 
 
-class ContrastiveHead(keras.layers.Layer):
+class _Maskless(keras.layers.Layer):
+    """A layer that takes a masked feature and sets no mask: the student's travels beside it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Set none."""
+
+
+class ContrastiveHead(_Maskless):
     """A linear map onto the unit sphere, and a queue of what it gave for earlier examples."""
 
     def __init__(self, embedding_size: int, queue_size: int, **kwargs: Any) -> None:
@@ -99,7 +110,7 @@ class ContrastiveHead(keras.layers.Layer):
         return [embeddings, queue]
 
 
-class ContrastiveConnector(keras.layers.Layer):
+class ContrastiveConnector(_Maskless):
     """A head for each layer of the two models."""
 
     def __init__(self, layers: int, embedding_size: int, queue_size: int, **kwargs: Any) -> None:
@@ -112,10 +123,6 @@ class ContrastiveConnector(keras.layers.Layer):
             ]
             for who in ("teacher", "student")
         )
-        self.supports_masking = True
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
-        """Set no mask: the student's travels beside its feature."""
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Create the weights and the queues."""
