@@ -150,7 +150,8 @@ def projector_for(teacher: Shape, student: Shape) -> Projector | None:
             "Features of different rank cannot be matched by a projector.",
             given=f"teacher {teacher}, student {student}",
             expected="the same number of axes",
-            fix="tap layers of the same kind, or pass `projector=` a layer of your own.",
+            fix="tap layers of the same kind; kd.FeatureDistillation takes a `projector=` of your "
+            "own.",
         )
     extents = list(zip(teacher[1:-1], student[1:-1], strict=True))
     differ = any(None not in pair and pair[0] != pair[1] for pair in extents)
@@ -159,7 +160,8 @@ def projector_for(teacher: Shape, student: Shape) -> Projector | None:
             "These features differ in an extent that cannot be resized.",
             given=f"teacher {teacher}, student {student}",
             expected="(batch, length, channels) or (batch, height, width, channels)",
-            fix="tap layers of the same extent, or pass `projector=` a layer of your own.",
+            fix="tap layers of the same extent; kd.FeatureDistillation takes a `projector=` of your "
+            "own.",
         )
     open_maps = len(extents) == 2 and any(None in pair for pair in extents)
     channels = teacher[-1] if teacher[-1] != student[-1] else None

@@ -31,12 +31,12 @@ from keras_kd.losses.similarity_preserving import SimilarityPreserving
 from keras_kd.losses.variational_information import VariationalInformation
 
 __all__ = [
+    "DIST",
     "AttentionTransfer",
     "BoundedRegression",
     "ChannelWiseDistillation",
     "ContrastiveRepresentation",
     "CorrelationCongruence",
-    "DIST",
     "DecoupledDistillation",
     "DistillationLoss",
     "FeatureDistillation",

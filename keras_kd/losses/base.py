@@ -288,7 +288,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             ValueError: "… compares … layers or more of each model".
         """
         for who, given in (("teacher", teacher), ("student", student)):
-            count = len(given) if isinstance(given, (list, tuple)) else 1
+            count = len(given) if isinstance(given, list) else 1
             if count < self.layers:
                 raise checks.bad_value(
                     f"{type(self).__name__} compares {self.layers} layers or more of each model.",

@@ -110,9 +110,9 @@ class FlowOfSolution(base.DistillationLoss):
         name: name in the logs. Defaults to `"flow_of_solution"`.
 
     Raises:
-        ValueError: "… compares 2 layers or more", "cannot pair the layers of the two models",
-            "the layers of one model differ in their number of axes", "the shapes of teacher and
-            student differ" (channels, where no connector maps them).
+        ValueError: "… compares 2 layers or more", "cannot pair the layers of the two models", "a
+            vector has no positions", "the layers of one model differ in their number of axes", "the
+            shapes of teacher and student differ" (channels, where no connector maps them).
 
     Reference:
         Yim et al. 2017, equations 1 and 2; the pooling is in section 4.
@@ -159,12 +159,11 @@ class FlowOfSolution(base.DistillationLoss):
         """Refuse layers that do not pair up, of other channels or another number of examples."""
         teacher, student = self._paired(teacher, student)
         for who, shapes in (("teacher", teacher), ("student", student)):
-            base.refuse_flat(self, shapes[0])
             if len({len(shape) for shape in shapes}) > 1:
                 raise checks.bad_value(
                     f"{self.name}: the layers of one model differ in their number of axes.",
                     given=f"{who} {shapes}",
-                    expected="maps only, sequences only or vectors only",
+                    expected="maps only, or sequences only",
                     fix="name layers of the same kind.",
                 )
         ends = [[(shape[0], shape[-1]) for shape in side] for side in (teacher, student)]
@@ -178,7 +177,7 @@ class FlowOfSolution(base.DistillationLoss):
 
     def _paired(self, teacher: Any, student: Any) -> tuple[list[tuple], list[tuple]]:
         """Return the shapes of both models' layers as lists, or refuse what is no such pair."""
-        sides = [[side] if _is_shape(side) else side for side in (teacher, student)]
+        sides = (teacher, student)
         self.check_layers(*sides)
         if len(sides[0]) != len(sides[1]):
             raise checks.bad_value(
@@ -188,8 +187,12 @@ class FlowOfSolution(base.DistillationLoss):
                 fix='name them: teacher_layer_name=["block1", "block2"], '
                 'student_layer_name=["block1", "block2"].',
             )
+        for side in sides:
+            if any(len(shape) < 3 for shape in side):
+                raise checks.bad_value(
+                    f"{self.name}: a vector has no positions over which channels could flow.",
+                    given=f"layers of shapes {side}",
+                    expected="(batch, height, width, channels) or (batch, length, channels)",
+                    fix="name layers before the pooling and the dense layers.",
+                )
         return list(sides[0]), list(sides[1])
-
-
-def _is_shape(given: Any) -> bool:
-    return all(extent is None or isinstance(extent, int) for extent in given)
