@@ -129,6 +129,21 @@ def test_features_meet_by_a_projector_for_each_peer():
     assert [len(student.weights) for student in students] == [4, 4, 4]
 
 
+def test_a_layer_learns_from_another_layer_of_the_peer():
+    x, y = data()
+    students = [named(4, "a"), named(5, "b")]
+    ones = keras.layers.Dense(3, kernel_initializer="ones")
+    loss = kd.FeatureDistillation(
+        teacher_layer_name="head", student_layer_name="hidden", projector=ones
+    )
+    hidden = [student.get_layer("hidden")(x).numpy().sum(-1, keepdims=True) for student in students]
+    heads = [student(x).numpy() for student in students]
+    logs = one_step(mutual(students, loss), x, y)
+    for own, peer, name in ((0, 1, "a"), (1, 0, "b")):
+        expected = np.mean((hidden[own] - heads[peer]) ** 2)
+        assert logs[f"{name}_feature_distillation"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_peers_that_differ_in_their_outputs_are_refused_at_once():
     with pytest.raises(ValueError, match="shapes of teacher and student differ"):
         MutualDistiller([mlp(4, classes=3), mlp(4, classes=4)])

@@ -247,7 +247,7 @@ class MutualDistiller(keras.Model):
         """Prepare the step; the first execution looks at its first batch before training on it."""
         ready = all(pupil.ready for pupil in self._pupils)
         super().make_train_function(force=force or not ready)
-        complete = self.built and all(pupil.complete for pupil in self._pupils)
+        complete = self.built and all(pupil.joined for pupil in self._pupils)
         if complete and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)  # before a callback restores it
         execute: Any = self.train_function

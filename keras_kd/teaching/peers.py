@@ -65,10 +65,9 @@ class Pupil(Distiller):
         return self._look.done
 
     @property
-    def complete(self) -> bool:
-        """Whether all that it trains is there."""
-        joined = self.connections.shapes is not None or not self.needs_teacher
-        return self.student.built and joined
+    def joined(self) -> bool:
+        """Whether the trained parts of its losses are there."""
+        return self.connections.shapes is not None or not self.needs_teacher
 
     def look(self, batch: Any, *, eagerly: bool) -> None:
         """Look at a first batch, and refuse what cannot be learned from."""
