@@ -160,8 +160,8 @@ def projector_for(teacher: Shape, student: Shape) -> Projector | None:
             "These features differ in an extent that cannot be resized.",
             given=f"teacher {teacher}, student {student}",
             expected="(batch, length, channels) or (batch, height, width, channels)",
-            fix="tap layers of the same extent; kd.FeatureDistillation takes a `projector=` of your "
-            "own.",
+            fix="tap layers of the same extent; kd.FeatureDistillation takes a `projector=` of "
+            "your own.",
         )
     open_maps = len(extents) == 2 and any(None in pair for pair in extents)
     channels = teacher[-1] if teacher[-1] != student[-1] else None

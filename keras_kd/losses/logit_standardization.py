@@ -70,7 +70,7 @@ class LogitStandardization(base.DistillationLoss):
         super().__init__(name=name)
         self.loss = _on_logits(loss)
         self.activation = loss.activation
-        self.needs_labels = loss.needs_labels  # type: ignore[misc]
+        self.needs_labels = loss.needs_labels
 
     def per_example(
         self, teacher: Tensor, student: Tensor, y: Tensor = None, present: Tensor = None
