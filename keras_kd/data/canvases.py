@@ -190,7 +190,6 @@ def make(pictures: np.ndarray, labels: np.ndarray, count: int, *, seed: int) -> 
     """
     whole("count", count, at_least=1)
     whole("seed", seed, at_least=0)
-    inks = [cut_out(picture) for picture in pictures]
     images = np.zeros((count, SIZE, SIZE), np.uint8)
     maps = np.zeros((count, SIZE, SIZE), np.int64)
     digits = np.full((count, MOST), -1, np.int64)
@@ -198,8 +197,8 @@ def make(pictures: np.ndarray, labels: np.ndarray, count: int, *, seed: int) -> 
     for index in range(count):
         chance = Chance(seed, index)
         canvas = np.zeros((SIZE, SIZE))
-        for place, one in enumerate(_layout(inks, chance)):
-            ink = resize(inks[one.picture], one.height, one.width)
+        for place, one in enumerate(_layout(pictures, chance)):
+            ink = resize(cut_out(pictures[one.picture]), one.height, one.width)
             where = np.s_[one.top : one.top + one.height, one.left : one.left + one.width]
             low, high = INTENSITY
             canvas[where] = ink * (low + (high - low) * chance.uniform(1)[0])
@@ -260,13 +259,13 @@ def _interpolation(old: int, new: int) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _layout(inks: list[np.ndarray], chance: Chance) -> list[Placed]:
+def _layout(pictures: np.ndarray, chance: Chance) -> list[Placed]:
     """Choose digits, sizes and places; one that finds no room is left out, the first never."""
     placed: list[Placed] = []
     for _ in range(chance.integer(1, MOST)):
         for _ in range(TRIES):
-            picture = chance.integer(0, len(inks) - 1)
-            rows, columns = inks[picture].shape
+            picture = chance.integer(0, len(pictures) - 1)
+            rows, columns = cut_out(pictures[picture]).shape
             height = chance.integer(*HEIGHTS)
             width = min(max(round(height * columns / rows), 3), SIZE // 2)
             top, left = chance.integer(0, SIZE - height), chance.integer(0, SIZE - width)
