@@ -490,6 +490,18 @@ def test_the_table_shows_mean_and_spread():
     assert "98.00" in shown and "92.80 ± 0.70" in shown and "73,000" in shown and "–" in shown
 
 
+def test_the_table_shows_what_a_recipe_measures_beside():
+    from rich.console import Console
+
+    row = {"mean_iou": {"mean": 0.5, "sd": 0.01}, "mean_average_precision": {"mean": 0.251}}
+    screen = Console(width=120, force_terminal=False)
+    with screen.capture() as capture:
+        screen.print(console.results_table({"alone": row}))
+    assert all(
+        words in capture.get() for words in ("mean IoU %", "50.00 ± 1.00", "mAP %", "25.10")
+    )
+
+
 def test_bars_show_stages_and_go_away():
     import io
 

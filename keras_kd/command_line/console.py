@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 COLUMNS = {
     "accuracy": ("accuracy %", 100.0, 2),
     "binary_accuracy": ("accuracy %", 100.0, 2),
+    "mean_iou": ("mean IoU %", 100.0, 2),
+    "mean_average_precision": ("mAP %", 100.0, 2),
     "mse": ("MSE", 1.0, 4),
     "agreement": ("agrees %", 100.0, 2),
     "teacher_kl": ("KL", 1.0, 3),
