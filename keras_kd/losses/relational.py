@@ -14,7 +14,8 @@ from keras_kd.features import flat, safe_sqrt, squared_distances
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 
-FUSED = platform.system() != "Darwin" or None  # TensorFlow has no XLA on Apple's GPUs
+XLA = platform.system() != "Darwin" or None  # TensorFlow has none on Apple's GPUs
+FUSED: dict[str, Any] = {"jit_compile": XLA, "autograph": False}  # guard: speed alone
 MATRIX, VECTOR = tf.TensorSpec((None, None)), tf.TensorSpec((None,))
 
 
@@ -66,12 +67,12 @@ def turns(teacher: Tensor, student: Tensor) -> tuple[Tensor, Any]:
     return _turns(teacher, student), slopes
 
 
-@tf.function(input_signature=[MATRIX, MATRIX], jit_compile=FUSED, autograph=False)
+@tf.function(input_signature=[MATRIX, MATRIX], **FUSED)
 def _turns(teacher: Tensor, student: Tensor) -> Tensor:
     return ops.sum(huber(cosines(student) - cosines(teacher)), (1, 2))
 
 
-@tf.function(input_signature=[MATRIX, MATRIX, VECTOR], jit_compile=FUSED, autograph=False)
+@tf.function(input_signature=[MATRIX, MATRIX, VECTOR], **FUSED)
 def _slopes(teacher: Tensor, student: Tensor, weights: Tensor) -> Tensor:
     """Return the derivative of Σⱼ wⱼ·turnsⱼ by the student's squared distances Dⱼᵢ.
 
