@@ -497,9 +497,7 @@ def test_the_table_shows_what_a_recipe_measures_beside():
     screen = Console(width=120, force_terminal=False)
     with screen.capture() as capture:
         screen.print(console.results_table({"alone": row}))
-    assert all(
-        words in capture.get() for words in ("mean IoU %", "50.00 ± 1.00", "mAP %", "25.10")
-    )
+    assert all(words in capture.get() for words in ("mean IoU %", "50.00 ± 1.00", "mAP %", "25.10"))
 
 
 def test_bars_show_stages_and_go_away():

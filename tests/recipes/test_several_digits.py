@@ -77,7 +77,8 @@ def test_students_give_an_answer_for_each_pixel_label_or_cell(name: str) -> None
 def test_segmentation_is_distilled_at_every_pixel() -> None:
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(size=(2, 3, 4, 5, 11)).astype("float32")
-    (loss,) = recipes.load("multi_digit").distillation_losses()
+    loss, by_channel = recipes.load("multi_digit").distillation_losses()
+    assert by_channel.name == "channel_wise_distillation"
     flat = loss.compute_loss(teacher.reshape(-1, 11), student.reshape(-1, 11))
     np.testing.assert_allclose(loss.compute_loss(teacher, student), flat, rtol=1e-5)
 
