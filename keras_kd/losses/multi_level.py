@@ -20,26 +20,26 @@ def batch_level(p: Tensor, q: Tensor) -> Tensor:
     matrix of rows by rows, and does not cancel where P and Q nearly agree.
 
     Args:
-        p: `(rows, classes)` probabilities.
+        p: `(…, rows, classes)` probabilities.
         q: the same shape.
     """
     d, s = q - p, q + p
     ss, sd, dd = (_gram(a, b) for a, b in ((s, s), (s, d), (d, d)))
     squares = ops.matmul(d, ss) * d + 2.0 * ops.matmul(d, sd) * s + ops.matmul(s, dd) * s
-    return 0.25 * ops.sum(squares, axis=1)
+    return 0.25 * ops.sum(squares, axis=-1)
 
 
 def class_level(p: Tensor, q: Tensor) -> Tensor:
-    """Return ‖Pᵀ·P − Qᵀ·Q‖² / classes, a scalar, of `(rows, classes)` probabilities.
+    """Return ‖Pᵀ·P − Qᵀ·Q‖² / classes of `(…, rows, classes)` probabilities, of shape `(…)`.
 
     The difference is −½·(SᵀD + DᵀS) with D and S as above.
     """
     half = 0.5 * _gram(q + p, q - p)
-    return ops.sum(ops.square(half + ops.transpose(half))) / p.shape[1]
+    return ops.sum(ops.square(half + ops.swapaxes(half, -1, -2)), axis=(-1, -2)) / p.shape[-1]
 
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:
-    return ops.matmul(ops.transpose(a), b)
+    return ops.matmul(ops.swapaxes(a, -1, -2), b)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -106,22 +106,20 @@ class MultiLevelLogits(base.DistillationLoss):
         Were the latter taken apart, unequal weights would move its minimum off the teacher.
         """
         real = ops.reshape(ops.cast(present, "float32"), (-1, 1))
-        levels = [self._levels(teacher, student, real, value) for value in self.temperatures]
-        values = ops.reshape(sum(levels[1:], start=levels[0]), ops.shape(present))
-        return ops.where(present, values, 0.0)
-
-    def _levels(self, teacher: Tensor, student: Tensor, real: Tensor, temperature: float) -> Tensor:
+        temperatures = ops.reshape(ops.convert_to_tensor(self.temperatures, "float32"), (-1, 1, 1))
         log_p, log_q = (
-            ops.reshape(ops.log_softmax(logits / temperature, axis=-1), (-1, logits.shape[-1]))
+            ops.log_softmax(ops.reshape(logits, (-1, logits.shape[-1])) / temperatures, axis=-1)
             for logits in (teacher, student)
-        )
+        )  # of shape (temperatures, rows, classes)
         p, q = ops.exp(log_p) * real, ops.exp(log_q) * real
-        instance = temperature**2 * distributions.relative_entropy(log_p, log_q)
-        return (
-            self.instance_weight * instance
+        instance = distributions.relative_entropy(log_p, log_q)
+        levels = (
+            self.instance_weight * ops.square(temperatures[..., 0]) * instance
             + self.batch_weight * batch_level(p, q)
-            + self.class_weight * class_level(p, q)
+            + self.class_weight * ops.expand_dims(class_level(p, q), -1)
         )
+        values = ops.reshape(ops.sum(levels, axis=0), ops.shape(present))
+        return ops.where(present, values, 0.0)
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse different class counts, and a single class."""
