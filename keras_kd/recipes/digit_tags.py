@@ -11,7 +11,8 @@ and distilled: without it, both know the noise of the training canvases by heart
 
 Each label is a decision of its own, so the distillation is a Bernoulli divergence for each:
 `LogitsDistillation(activation="sigmoid")`. Beside the accuracy of the decisions, of which four in
-five are "not there", the table shows the mean over the digits of average precision.
+five are "not there", the table shows the mean over the digits of average precision. Expected
+result: the README's table of results, in under five minutes on two cores.
 """
 
 from __future__ import annotations
