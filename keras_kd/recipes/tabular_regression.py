@@ -59,8 +59,10 @@ class TabularRegression(base.Recipe):
 
     def adapt(self, model: keras.Model, dataset: Dataset) -> None:
         """Scale measurements and target by their means and spreads in the training split."""
+        import numpy as np
+
         model.get_layer("scale").adapt(dataset.train.x)
-        model.get_layer("points").adapt(dataset.train.y.reshape(-1, 1))
+        model.get_layer("points").adapt(np.asarray(dataset.train.y).reshape(-1, 1))
 
     def distillation_losses(self) -> list[Any]:
         """Return half the squared distance to the teacher's values."""
