@@ -13,7 +13,8 @@ comparison alike. At the classes the student learns the teacher's distribution. 
 teacher is a bound (Chen et al. 2017): where the student is worse, it is pushed to the labels more.
 
 The table shows the mean average precision of the detections: right where the class is right and
-the boxes share half of their union.
+the boxes share half of their union. Expected result: the README's table of results, in under five
+minutes on two cores.
 """
 
 from __future__ import annotations
