@@ -168,7 +168,8 @@ def export(
     model
         FILE.keras or module:function.
     data
-        The data set to verify on: npz:FILE, tfds:NAME, idx:FOLDER, digits, mnist1d.
+        The data set to verify on: npz:FILE, tfds:NAME, idx:FOLDER, or a name from
+        `keras-kd list data`.
     out
         Folder for the files.
     formats
@@ -210,7 +211,7 @@ def evaluate(
     student
         NAME=FILE.keras or NAME=module:function. Repeatable.
     data
-        The data set: npz:FILE, tfds:NAME, idx:FOLDER, digits, mnist1d.
+        The data set: npz:FILE, tfds:NAME, idx:FOLDER, or a name from `keras-kd list data`.
     data_dir
         Folder of prepared TensorFlow Datasets. Default: TFDS's own.
     import_

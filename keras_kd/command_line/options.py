@@ -41,7 +41,7 @@ class Changes:
     """Fields of the recipe to change; what is left out stays as the recipe has it."""
 
     data: str | None = None
-    """Another data set: digits, mnist1d, tfds:NAME, npz:FILE, idx:FOLDER."""
+    """Another data set: tfds:NAME, npz:FILE, idx:FOLDER, or a name from `keras-kd list data`."""
 
     seeds: Annotated[tuple[int, ...] | None, Several] = None
     """One training alone and one distilled for each."""
@@ -93,7 +93,7 @@ class Distillation:
     """The student: FILE.keras (its weights are every seed's start), or module:function."""
 
     data: str
-    """The data set: npz:FILE, tfds:NAME, idx:FOLDER, digits, mnist1d."""
+    """The data set: npz:FILE, tfds:NAME, idx:FOLDER, or a name from `keras-kd list data`."""
 
     seeds: Annotated[tuple[int, ...], Several] = (0,)
     """One training alone and one distilled for each."""
