@@ -1,4 +1,4 @@
-"""Models with several outputs: what belongs to which output, in lists and dicts."""
+"""Several outputs or layers of a model: what belongs to which, in lists and dicts."""
 
 from __future__ import annotations
 
@@ -74,3 +74,30 @@ def alike(teacher: Any, student: Any) -> bool:
     if not isinstance(teacher, (list, tuple)) or not isinstance(student, (list, tuple)):
         return teacher is None or student is None or teacher == student
     return len(teacher) == len(student) and all(map(alike, teacher, student))
+
+
+def layer_names(argument: str, names: Any) -> Any:
+    """Return a layer's path, a list of them or `None`, or refuse what is none of these."""
+    if names is None or isinstance(names, str):
+        return names
+    if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
+        return list(names)
+    raise checks.bad_type(
+        f"`{argument}` must be a layer's name or path.",
+        given=f"{names!r} ({type(names).__name__})",
+        expected='a string such as "backbone/block3/relu", a list of them, or None for the '
+        "model's output",
+        fix=f'pass the name, for example {argument}="dense_1".',
+    )
+
+
+def refuse_unpaired(teacher: Any, student: Any) -> None:
+    """Refuse more layers of one model than of the other."""
+    counts = [len(side) if isinstance(side, list) else 1 for side in (teacher, student)]
+    if counts[0] != counts[1]:
+        raise checks.bad_value(
+            "The layers of teacher and student do not pair up.",
+            given=f"teacher_layer_name={teacher!r}, student_layer_name={student!r}",
+            expected="as many layers of the one as of the other",
+            fix="name a student's layer for each of the teacher's.",
+        )

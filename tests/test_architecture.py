@@ -27,6 +27,7 @@ FLOORS = (
         "outputs",
         "projectors",
         "reductions",
+        "refusals",
         "replicas",
         "schedules",
         "structures",

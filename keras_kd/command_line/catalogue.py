@@ -125,12 +125,16 @@ def _losses() -> Iterator[LossRow]:
 
 def _loss(node: ast.ClassDef) -> LossRow:
     said = {"paper": "", "space": "logits", "trained_parts": "", "needs_labels": False, "layers": 1}
+    bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+    if bases & {"FeatureLoss", "RelationLoss"}:
+        said["space"] = "features"
     for part in node.body:
         target = part.targets[0] if isinstance(part, ast.Assign) else None
         if isinstance(target, ast.Name) and target.id in said and isinstance(part, ast.Assign):
             said[target.id] = ast.literal_eval(part.value)
     needs = str(said["space"])
     needs += f" of {said['layers']} layers or more" if said["layers"] != 1 else ""
+    needs += ", a batch" if "RelationLoss" in bases else ""
     needs += ", labels" if said["needs_labels"] else ""
     return LossRow(
         loss=node.name,

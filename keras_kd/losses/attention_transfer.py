@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -13,7 +10,6 @@ from keras_kd.features import unit
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 from keras_kd.projectors import resize
-from keras_kd.structures import alike
 
 
 def attention_map(features: Tensor, p: float = 2.0) -> Tensor:
@@ -44,7 +40,7 @@ def attention_transfer(
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class AttentionTransfer(base.DistillationLoss):
+class AttentionTransfer(base.FeatureLoss):
     """Teach the student to look where the teacher looks: match the maps of where features are big.
 
     Use it between blocks of convolutional networks, deep or thin: it needs no trained parts, and
@@ -86,18 +82,15 @@ class AttentionTransfer(base.DistillationLoss):
     """
 
     paper = "Zagoruyko and Komodakis 2017 (AT)"
-    space = "features"
 
     def __init__(
         self,
         p: float = 2,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.p = checks.number("p", p)
         if self.p < 1.0:
             raise checks.bad_value(
@@ -113,24 +106,4 @@ class AttentionTransfer(base.DistillationLoss):
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse features that are no maps of the same kind; sizes and channels may differ."""
-        base.refuse_flat(self, student)
-        sizes = teacher[1:-1], student[1:-1]
-        same = all(t == s and t is not None for t, s in zip(*sizes, strict=False))
-        if len(teacher) != len(student) or not (
-            alike(teacher[:1], student[:1]) and (same or len(teacher) < 5)
-        ):
-            raise checks.bad_value(
-                f"{self.name}: the shapes of teacher and student differ.",
-                given=f"teacher {teacher}, student {student}",
-                expected="the same examples and number of axes; heights, widths, lengths and "
-                "channels may differ, the sizes of volumes may not",
-                fix="name layers of the same kind with teacher_layer_name= and "
-                "student_layer_name=.",
-            )
-        if any(None not in size and math.prod(size) == 1 for size in sizes):
-            raise checks.bad_value(
-                f"{self.name}: a feature of one position says nothing about where to look.",
-                given=f"teacher {teacher}, student {student}",
-                expected="(batch, height, width, channels) or (batch, length, channels)",
-                fix="name layers before the pooling and the dense layers.",
-            )
+        base.refuse_unlike_maps(self, teacher, student, "says nothing about where to look")

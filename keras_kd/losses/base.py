@@ -21,7 +21,18 @@ from keras_kd import checks, configs, reductions, schedules
 from keras_kd.distributions import ACTIVATIONS as ACTIVATIONS
 from keras_kd.distributions import Tensor as Tensor
 from keras_kd.features import flat
-from keras_kd.structures import alike, as_arrays, outline, per_leaf, shapes_of
+from keras_kd.refusals import refuse_flat as refuse_flat
+from keras_kd.refusals import refuse_single_class as refuse_single_class
+from keras_kd.refusals import refuse_unlike_maps as refuse_unlike_maps
+from keras_kd.structures import (
+    alike,
+    as_arrays,
+    layer_names,
+    outline,
+    per_leaf,
+    refuse_unpaired,
+    shapes_of,
+)
 
 Term = Callable[..., Tensor]
 LayerNames = str | Sequence[str] | None
@@ -99,9 +110,9 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         student_layer_name: LayerNames = None,
         name: str | None = None,
     ) -> None:
-        self.teacher_layer_name = _layer_names("teacher_layer_name", teacher_layer_name)
-        self.student_layer_name = _layer_names("student_layer_name", student_layer_name)
-        _refuse_unpaired(self.teacher_layer_name, self.student_layer_name)
+        self.teacher_layer_name = layer_names("teacher_layer_name", teacher_layer_name)
+        self.student_layer_name = layer_names("student_layer_name", student_layer_name)
+        refuse_unpaired(self.teacher_layer_name, self.student_layer_name)
         self.name = name or snake_case(type(self).__name__)
 
     def per_example(self, *tensors: Any, **named: Any) -> Tensor:
@@ -379,27 +390,40 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         return cls(**arguments) if output is None else cls(**arguments).on(output)
 
 
-def refuse_flat(loss: DistillationLoss, shape: tuple) -> None:
-    """Refuse outputs of shape `(batch,)`: the sum would run over the examples."""
-    if len(shape) < 2:
-        raise checks.bad_value(
-            f"{loss.name}: The outputs have no axis but the batch's.",
-            given=f"outputs of shape {shape}",
-            expected="(batch, classes) or (batch, …, channels)",
-            fix="let the model keep its last axis, of length 1 for one value each.",
+class FeatureLoss(DistillationLoss):
+    """A loss on layers; a subclass without arguments of its own needs no constructor.
+
+    Args:
+        teacher_layer_name: path of the teacher's layer, or a list of paths; `None` is the model's
+            output.
+        student_layer_name: path of the student's layer, or a list of as many.
+        name: name in the logs; defaults to the class's name in snake case.
+    """
+
+    space = "features"
+
+    def __init__(
+        self,
+        teacher_layer_name: LayerNames = None,
+        student_layer_name: LayerNames = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
         )
 
 
-def refuse_single_class(loss: DistillationLoss, shape: tuple) -> None:
-    """Refuse a softmax over one class: it is 1 whatever the logit, and teaches nothing."""
-    refuse_flat(loss, shape)
-    if loss.activation == "softmax" and shape[-1] == 1:
-        raise checks.bad_value(
-            f"{loss.name}: A softmax over one class is constant and teaches nothing.",
-            given=f"outputs of shape {shape}",
-            expected="two or more classes, or a sigmoid over one",
-            fix=f'use {type(loss).__name__}(activation="sigmoid") for a binary output.',
-        )
+class RelationLoss(FeatureLoss):
+    """A loss on how examples relate to each other: the two features may be of any shape."""
+
+    def check_shapes(self, teacher: tuple, student: tuple) -> None:
+        """Refuse batches of different size, and features without an axis of their own."""
+        for shape in (teacher, student):
+            refuse_flat(self, shape)
+        super().check_shapes(teacher[:1], student[:1])
+
+    def _fix_for_shapes(self) -> str:
+        return "compare features of the same examples."
 
 
 def option(argument: str, given: Any, options: tuple[str, ...]) -> str:
@@ -413,28 +437,3 @@ def snake_case(name: str) -> str:
     """Turn `LogitsDistillation` into `logits_distillation`, as Keras names losses."""
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
-
-
-def _layer_names(argument: str, names: Any) -> Any:
-    if names is None or isinstance(names, str):
-        return names
-    if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
-        return list(names)
-    raise checks.bad_type(
-        f"`{argument}` must be a layer's name or path.",
-        given=f"{names!r} ({type(names).__name__})",
-        expected='a string such as "backbone/block3/relu", a list of them, or None for the '
-        "model's output",
-        fix=f'pass the name, for example {argument}="dense_1".',
-    )
-
-
-def _refuse_unpaired(teacher: Any, student: Any) -> None:
-    counts = [len(side) if isinstance(side, list) else 1 for side in (teacher, student)]
-    if counts[0] != counts[1]:
-        raise checks.bad_value(
-            "The layers of teacher and student do not pair up.",
-            given=f"teacher_layer_name={teacher!r}, student_layer_name={student!r}",
-            expected="as many layers of the one as of the other",
-            fix="name a student's layer for each of the teacher's.",
-        )

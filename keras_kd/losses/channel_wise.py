@@ -58,7 +58,7 @@ class ChannelConnector(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class ChannelWiseDistillation(base.DistillationLoss):
+class ChannelWiseDistillation(base.FeatureLoss):
     """Match where each channel is active: its softened distribution over the positions.
 
     Made for dense prediction: use it on the map of logits of a segmentation network (no layer
@@ -98,19 +98,16 @@ class ChannelWiseDistillation(base.DistillationLoss):
     """
 
     paper = "Shu et al. 2021 (CWD)"
-    space = "features"
     trained_parts = "a 1x1 convolution where channels differ"
 
     def __init__(
         self,
         temperature: Any = 4.0,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.temperature = schedules.positive("temperature", temperature)
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer | None:

@@ -145,7 +145,7 @@ class ContrastiveConnector(_Maskless):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class ContrastiveRepresentation(base.DistillationLoss):
+class ContrastiveRepresentation(base.FeatureLoss):
     """Bring the two models' embeddings of an example together, and away from other examples'.
 
     Use it on the layer before the classifier to transfer a representation; it costs a product of
@@ -203,7 +203,6 @@ class ContrastiveRepresentation(base.DistillationLoss):
     """
 
     paper = "Tian et al. 2020 (CRD)"
-    space = "features"
     trained_parts = "a linear head for the teacher's and one for the student's feature"
     takes_all = True
 
@@ -212,13 +211,11 @@ class ContrastiveRepresentation(base.DistillationLoss):
         embedding_size: int = 128,
         temperature: Any = 0.07,
         queue_size: int = 16384,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.embedding_size = _whole("embedding_size", embedding_size)
         self.temperature = schedules.positive("temperature", temperature)
         self.queue_size = _whole("queue_size", queue_size)

@@ -32,7 +32,7 @@ def taylor_kernel(products: Tensor, gamma: float, order: int) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class CorrelationCongruence(base.DistillationLoss):
+class CorrelationCongruence(base.RelationLoss):
     """Teach the correlations between the examples of a batch, by a Gaussian kernel.
 
     Use it beside a loss on each example (the paper adds it to the KL on logits): it needs no
@@ -71,19 +71,16 @@ class CorrelationCongruence(base.DistillationLoss):
     """
 
     paper = "Peng et al. 2019 (CCKD)"
-    space = "features"
 
     def __init__(
         self,
         gamma: float = 0.4,
         order: int = 2,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.gamma = checks.positive("gamma", gamma)
         self.order = _order(order)
 
@@ -98,15 +95,6 @@ class CorrelationCongruence(base.DistillationLoss):
         vectors = unit(ops.where(ops.expand_dims(present, 1), flat(features), 0.0))
         products = ops.matmul(vectors, ops.transpose(vectors))
         return taylor_kernel(products, self.gamma, self.order)
-
-    def check_shapes(self, teacher: tuple, student: tuple) -> None:
-        """Refuse batches of different size, and features without an axis of their own."""
-        for shape in (teacher, student):
-            base.refuse_flat(self, shape)
-        super().check_shapes(teacher[:1], student[:1])
-
-    def _fix_for_shapes(self) -> str:
-        return "compare features of the same examples."
 
 
 def _order(value: Any) -> int:

@@ -12,7 +12,7 @@ from keras_kd.projectors import ProjectingConnector, Projector, projector_for
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class FeatureDistillation(base.DistillationLoss):
+class FeatureDistillation(base.FeatureLoss):
     """Teach an intermediate layer (a hint): the student's feature must predict the teacher's.
 
     Use it beside a loss on the logits when the student is deep or thin. Where the two features
@@ -50,7 +50,6 @@ class FeatureDistillation(base.DistillationLoss):
     """
 
     paper = "Romero et al. 2015 (FitNets)"
-    space = "features"
     trained_parts = "a linear projector where shapes differ"
 
     def __init__(
@@ -61,9 +60,7 @@ class FeatureDistillation(base.DistillationLoss):
         projector: Any = "auto",
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.loss = loss
         self.projector = _projector(projector)
         if all(term is None for term in keras.tree.flatten(self.terms())):

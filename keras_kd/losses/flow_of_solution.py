@@ -88,7 +88,7 @@ class FlowConnector(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class FlowOfSolution(base.DistillationLoss):
+class FlowOfSolution(base.FeatureLoss):
     """Teach how features turn into the next ones: match the flow matrices between layers (FSP).
 
     Name two layers or more of each model, in the same order, for example the first and the last of
@@ -129,20 +129,9 @@ class FlowOfSolution(base.DistillationLoss):
     """
 
     paper = "Yim et al. 2017 (FSP)"
-    space = "features"
     trained_parts = "a 1x1 convolution of each student layer whose channels differ"
     takes_all = True
     layers = 2
-
-    def __init__(
-        self,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer | None:
         """Return the maps from the student's channels to the teacher's; `None` where they agree."""

@@ -134,7 +134,7 @@ class ReviewConnector(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class KnowledgeReview(base.DistillationLoss):
+class KnowledgeReview(base.FeatureLoss):
     """Let the student's deeper layers help its earlier ones to learn the teacher's (ReviewKD).
 
     Use it on two to five maps of a convolutional network, named from the first to the deepest; a
@@ -185,20 +185,17 @@ class KnowledgeReview(base.DistillationLoss):
     """
 
     paper = "Chen et al. 2021 (ReviewKD)"
-    space = "features"
     trained_parts = "attention-based fusion: two convolutions and a gate for each layer"
     takes_all = True
 
     def __init__(
         self,
         channels: int | None = None,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.channels = channels
         whole = isinstance(channels, int) and not isinstance(channels, bool) and channels > 0
         if channels is not None and not whole:

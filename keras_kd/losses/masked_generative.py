@@ -92,7 +92,7 @@ class GenerativeConnector(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class MaskedGenerative(base.DistillationLoss):
+class MaskedGenerative(base.FeatureLoss):
     """Let the student's feature, partly hidden, generate the teacher's whole one (MGD).
 
     Use it on maps, above all for detection and segmentation: the student does not imitate the
@@ -141,20 +141,17 @@ class MaskedGenerative(base.DistillationLoss):
     """
 
     paper = "Yang et al. 2022 (MGD)"
-    space = "features"
     trained_parts = "a 1x1 convolution where channels differ, and two 3x3 convolutions"
 
     def __init__(
         self,
         mask_ratio: float = 0.65,
         seed: int | None = None,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.mask_ratio = checks.fraction("mask_ratio", mask_ratio)
         self.seed = seed
         if self.mask_ratio == 1.0:

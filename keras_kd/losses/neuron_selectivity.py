@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import keras
 from keras import ops
 
-from keras_kd import checks
 from keras_kd.features import positions, unit
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 from keras_kd.projectors import resize
-from keras_kd.structures import alike
 
 
 def neuron_selectivity(teacher_features: Tensor, student_features: Tensor) -> Tensor:
@@ -57,7 +54,7 @@ def _mean_square(maps: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class NeuronSelectivity(base.DistillationLoss):
+class NeuronSelectivity(base.FeatureLoss):
     """Match what the neurons of a layer select: the distribution of its channels' maps.
 
     Use it between convolutional layers of any widths: the channels of a layer are samples of one
@@ -97,18 +94,7 @@ class NeuronSelectivity(base.DistillationLoss):
     """
 
     paper = "Huang and Wang 2017 (NST)"
-    space = "features"
     ignores_padding = True
-
-    def __init__(
-        self,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
 
     def per_example(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return each example's squared discrepancy."""
@@ -116,24 +102,4 @@ class NeuronSelectivity(base.DistillationLoss):
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse features that are no maps of the same kind; sizes and channels may differ."""
-        base.refuse_flat(self, student)
-        sizes = teacher[1:-1], student[1:-1]
-        same = all(t == s and t is not None for t, s in zip(*sizes, strict=False))
-        if len(teacher) != len(student) or not (
-            alike(teacher[:1], student[:1]) and (same or len(teacher) < 5)
-        ):
-            raise checks.bad_value(
-                f"{self.name}: the shapes of teacher and student differ.",
-                given=f"teacher {teacher}, student {student}",
-                expected="the same examples and number of axes; heights, widths, lengths and "
-                "channels may differ, the sizes of volumes may not",
-                fix="name layers of the same kind with teacher_layer_name= and "
-                "student_layer_name=.",
-            )
-        if any(None not in size and math.prod(size) == 1 for size in sizes):
-            raise checks.bad_value(
-                f"{self.name}: a feature of one position has nothing to select.",
-                given=f"teacher {teacher}, student {student}",
-                expected="(batch, height, width, channels) or (batch, length, channels)",
-                fix="name layers before the pooling and the dense layers.",
-            )
+        base.refuse_unlike_maps(self, teacher, student, "has nothing to select")

@@ -116,7 +116,7 @@ class OverhaulConnector(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class OverhaulFeature(base.DistillationLoss):
+class OverhaulFeature(base.FeatureLoss):
     """Teach features before their ReLU: what the teacher says, and where it stays silent (OFD).
 
     Use it on layers *before* the activation, such as the BatchNorm that ends a block. The teacher's
@@ -162,19 +162,8 @@ class OverhaulFeature(base.DistillationLoss):
     """
 
     paper = "Heo et al. 2019 (OFD)"
-    space = "features"
     trained_parts = "a 1x1 convolution with BatchNorm for each layer, and the teacher's margins"
     takes_all = True
-
-    def __init__(
-        self,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer:
         """Return the margin ReLUs and the student's transforms."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -44,7 +42,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class ProbabilisticTransfer(base.DistillationLoss):
+class ProbabilisticTransfer(base.RelationLoss):
     """Teach which examples are each other's neighbours, as probabilities in feature space.
 
     Use it to transfer a representation (between networks of other widths, or of other kinds of
@@ -81,29 +79,9 @@ class ProbabilisticTransfer(base.DistillationLoss):
     """
 
     paper = "Passalis and Tefas 2018 (PKT)"
-    space = "features"
-
-    def __init__(
-        self,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
 
     def per_example(self, teacher: Tensor, student: Tensor, present: Tensor) -> Tensor:
         """Return the divergence of each example's neighbours over n; 0 for absent ones."""
         count = ops.sum(ops.cast(present, "float32"))
         rows = divergence(neighbours(teacher, present), neighbours(student, present))
         return ops.divide_no_nan(rows, count)
-
-    def check_shapes(self, teacher: tuple, student: tuple) -> None:
-        """Refuse batches of different size, and features without an axis of their own."""
-        for shape in (teacher, student):
-            base.refuse_flat(self, shape)
-        super().check_shapes(teacher[:1], student[:1])
-
-    def _fix_for_shapes(self) -> str:
-        return "compare features of the same examples."

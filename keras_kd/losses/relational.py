@@ -98,7 +98,7 @@ def _inverse(squares: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class RelationalDistillation(base.DistillationLoss):
+class RelationalDistillation(base.RelationLoss):
     """Teach the distances between examples, and the angles that they form, of a feature.
 
     Use it where the geometry of an embedding matters (retrieval, metric learning), or beside a loss
@@ -143,19 +143,16 @@ class RelationalDistillation(base.DistillationLoss):
     """
 
     paper = "Park et al. 2019 (RKD)"
-    space = "features"
 
     def __init__(
         self,
         distance_weight: Any = 25.0,
         angle_weight: Any = 50.0,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.distance_weight = _weight("distance_weight", distance_weight)
         self.angle_weight = _weight("angle_weight", angle_weight)
         if _is_zero(self.distance_weight) and _is_zero(self.angle_weight):
@@ -178,15 +175,6 @@ class RelationalDistillation(base.DistillationLoss):
             mean = ops.divide_no_nan(turns(t, s), count * count)
             parts.append(self.angle_weight * mean)
         return sum(parts)
-
-    def check_shapes(self, teacher: tuple, student: tuple) -> None:
-        """Refuse batches of different size, and features without an axis of their own."""
-        for shape in (teacher, student):
-            base.refuse_flat(self, shape)
-        super().check_shapes(teacher[:1], student[:1])
-
-    def _fix_for_shapes(self) -> str:
-        return "compare features of the same examples."
 
 
 def _weight(name: str, value: Any) -> Any:

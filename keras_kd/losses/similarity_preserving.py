@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -24,7 +22,7 @@ def similarities(features: Tensor, present: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class SimilarityPreserving(base.DistillationLoss):
+class SimilarityPreserving(base.RelationLoss):
     """Teach which examples of a batch are alike: those that excite the teacher alike.
 
     Use it on a late layer of networks of different kinds or widths: it asks for the pattern of
@@ -58,29 +56,9 @@ class SimilarityPreserving(base.DistillationLoss):
     """
 
     paper = "Tung and Mori 2019 (SP)"
-    space = "features"
-
-    def __init__(
-        self,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
 
     def per_example(self, teacher: Tensor, student: Tensor, present: Tensor) -> Tensor:
         """Return the squared distance of each example's rows over n; 0 for absent ones."""
         count = ops.sum(ops.cast(present, "float32"))
         gaps = similarities(teacher, present) - similarities(student, present)
         return ops.divide_no_nan(ops.sum(ops.square(gaps), axis=1), count)
-
-    def check_shapes(self, teacher: tuple, student: tuple) -> None:
-        """Refuse batches of different size, and features without an axis of their own."""
-        for shape in (teacher, student):
-            base.refuse_flat(self, shape)
-        super().check_shapes(teacher[:1], student[:1])
-
-    def _fix_for_shapes(self) -> str:
-        return "compare features of the same examples."

@@ -93,7 +93,7 @@ class VariationalConnector(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class VariationalInformation(base.DistillationLoss):
+class VariationalInformation(base.FeatureLoss):
     """Keep in the student's feature what is needed to predict the teacher's (mutual information).
 
     Use it where teacher and student differ in kind: the teacher's feature t need not be copied, it
@@ -138,19 +138,16 @@ class VariationalInformation(base.DistillationLoss):
     """
 
     paper = "Ahn et al. 2019 (VID)"
-    space = "features"
     trained_parts = "a mean network of three 1x1 convolutions and a variance for each channel"
 
     def __init__(
         self,
         initial_variance: float = 5.0,
-        teacher_layer_name: Any = None,
-        student_layer_name: Any = None,
+        teacher_layer_name: base.LayerNames = None,
+        student_layer_name: base.LayerNames = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(
-            teacher_layer_name=teacher_layer_name, student_layer_name=student_layer_name, name=name
-        )
+        super().__init__(teacher_layer_name, student_layer_name, name)
         self.initial_variance = checks.number("initial_variance", initial_variance)
         if self.initial_variance <= SMALLEST_VARIANCE:
             raise checks.bad_value(

@@ -1,0 +1,65 @@
+"""Shapes that a loss refuses, in the same words whichever loss it is.
+
+`loss` is the loss that asks: its `name` stands in the error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from keras_kd import checks
+from keras_kd.structures import alike
+
+
+def refuse_unlike_maps(loss: Any, teacher: tuple, student: tuple, single: str) -> None:
+    """Refuse features that cannot be resized to each other, and those of one position.
+
+    Args:
+        loss: the loss that asks.
+        teacher: `(batch, positions…, channels)`; sizes and channels may differ.
+        student: the same number of axes.
+        single: why a feature of one position says nothing.
+    """
+    refuse_flat(loss, student)
+    sizes = teacher[1:-1], student[1:-1]
+    same = all(t == s and t is not None for t, s in zip(*sizes, strict=False))
+    resizable = alike(teacher[:1], student[:1]) and (same or len(teacher) < 5)
+    if len(teacher) != len(student) or not resizable:
+        raise checks.bad_value(
+            f"{loss.name}: the shapes of teacher and student differ.",
+            given=f"teacher {teacher}, student {student}",
+            expected="the same examples and number of axes; heights, widths, lengths and "
+            "channels may differ, the sizes of volumes may not",
+            fix="name layers of the same kind with teacher_layer_name= and student_layer_name=.",
+        )
+    if any(None not in size and math.prod(size) == 1 for size in sizes):
+        raise checks.bad_value(
+            f"{loss.name}: a feature of one position {single}.",
+            given=f"teacher {teacher}, student {student}",
+            expected="(batch, height, width, channels) or (batch, length, channels)",
+            fix="name layers before the pooling and the dense layers.",
+        )
+
+
+def refuse_flat(loss: Any, shape: tuple) -> None:
+    """Refuse outputs of shape `(batch,)`: the sum would run over the examples."""
+    if len(shape) < 2:
+        raise checks.bad_value(
+            f"{loss.name}: The outputs have no axis but the batch's.",
+            given=f"outputs of shape {shape}",
+            expected="(batch, classes) or (batch, …, channels)",
+            fix="let the model keep its last axis, of length 1 for one value each.",
+        )
+
+
+def refuse_single_class(loss: Any, shape: tuple) -> None:
+    """Refuse a softmax over one class: it is 1 whatever the logit, and teaches nothing."""
+    refuse_flat(loss, shape)
+    if loss.activation == "softmax" and shape[-1] == 1:
+        raise checks.bad_value(
+            f"{loss.name}: A softmax over one class is constant and teaches nothing.",
+            given=f"outputs of shape {shape}",
+            expected="two or more classes, or a sigmoid over one",
+            fix=f'use {type(loss).__name__}(activation="sigmoid") for a binary output.',
+        )
