@@ -37,7 +37,9 @@ def test_the_default_is_the_papers_distance_up_to_the_number_of_elements(feature
     assert value == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["cosine_similarity", keras.losses.CosineSimilarity()], ids=str)
+@pytest.mark.parametrize(
+    "loss", ["cosine_similarity", keras.losses.CosineSimilarity()], ids=["name", "object"]
+)
 def test_cosine_similarity_is_minus_the_mean_cosine_of_the_channels(features, loss):
     value = float(FeatureDistillation(loss=loss).compute_loss(*features))
     assert value == pytest.approx(-references.cosine(*features).mean(), rel=1e-6)

@@ -93,7 +93,7 @@ def test_clipped_probabilities_have_no_gradient_and_ours_keeps_plus_minus_one():
         keras.losses.KLDivergence(),
         keras.losses.kl_divergence,
     ],
-    ids=str,
+    ids=["kl_divergence", "KLDivergence", "kld", "object", "function"],
 )
 def test_every_spelling_of_kl_divergence_is_the_softened_form(logits, loss):
     value = LogitsDistillation(4.0, loss=loss, direction="reverse").compute_loss(*logits)
