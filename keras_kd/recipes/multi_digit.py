@@ -10,7 +10,8 @@ The student learns from its teacher at every pixel: `LogitsDistillation` takes t
 (batch, height, width, classes) as they are, one distribution a position. A second loss asks of
 each class where it is: `ChannelWiseDistillation` (Shu et al. 2021) on the same logits, at its
 paper's temperature. Beside the accuracy of the pixels, of which five in six are background, the
-table shows the mean over the classes of intersection over union.
+table shows the mean over the classes of intersection over union. Expected result: the README's
+table of results, in about five minutes on two cores.
 """
 
 from __future__ import annotations
