@@ -139,7 +139,17 @@ class Connections(keras.layers.Layer):
             training: whether the connectors may move their state, as a train step does.
         """
         return [
-            (_value(loss, t, s, y, sample_weight, step), count)
+            (
+                _value(
+                    loss,
+                    t,
+                    s,
+                    _by_output(loss, y, student),
+                    _by_output(loss, sample_weight, student),
+                    step,
+                ),
+                count,
+            )
             for loss, t, s, count in self._pairs(teacher, student, training)
         ]
 
@@ -234,14 +244,34 @@ def _pick(loss: KerasLoss, answer: Answer, argument: str) -> Any:
     if name is not None:
         return answer.features[name]
     features = isinstance(loss, keras.distillation.FeatureDistillation)
-    features = features or getattr(loss, "space", None) == "features"
-    outputs = answer.own if features else answer.outputs
-    by_name = isinstance(loss, base.DistillationLoss) and (
-        isinstance(loss.output, str) or isinstance(loss.terms(), dict)
-    )
-    if by_name and isinstance(outputs, (list, tuple)) and answer.names:
+    as_given = features or getattr(loss, "space", None) in ("features", "values")
+    outputs = answer.own if as_given else answer.outputs
+    if _named(loss) and isinstance(outputs, (list, tuple)) and answer.names:
         return dict(zip(answer.names, outputs, strict=True))
     return outputs
+
+
+def _named(loss: KerasLoss) -> bool:
+    """Say whether a loss knows the outputs by their names."""
+    return isinstance(loss, base.DistillationLoss) and (
+        isinstance(loss.output, str) or isinstance(loss.terms(), dict)
+    )
+
+
+def _by_output(loss: KerasLoss, given: Any, student: Answer) -> Any:
+    """Give labels (or weights) of a list of outputs the structure in which a loss gets these.
+
+    Keras takes them as a list in the order of the outputs, or as a dict by their names.
+    """
+    names, outputs = student.names, student.outputs
+    tapped = getattr(loss, "student_layer_name", None) is not None
+    if tapped or not names or not isinstance(outputs, (list, tuple)):
+        return given
+    if isinstance(given, (list, tuple)) and _named(loss) and len(given) == len(names):
+        return dict(zip(names, given, strict=True))
+    if isinstance(given, dict) and not _named(loss) and set(given) <= set(names):
+        return [given.get(name) for name in names]
+    return given
 
 
 def _paths(loss: KerasLoss, argument: str) -> list[str]:

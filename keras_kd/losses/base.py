@@ -59,7 +59,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     Raises:
         ValueError: "The shapes of teacher and student differ" when they meet, "A sample_weight of
             shape … does not fit …" for a weight that matches no leading axes, "… needs labels",
-            "… compares … layers".
+            "… compares … layers", "There is no output …".
 
     Example:
     ```python
@@ -161,6 +161,14 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     def terms_for(self, outputs: Any) -> Any:
         """Return the functions of these outputs: `terms()`, at the one output of `on`."""
         if isinstance(self.output, int):
+            count = len(outputs) if isinstance(outputs, (list, tuple)) else 0
+            if not 0 <= self.output < count:
+                raise checks.bad_value(
+                    f"There is no output {self.output}.",
+                    given=f"on({self.output}) for outputs {outline(outputs)}",
+                    expected="the place of one of several outputs in a list, from 0",
+                    fix="name the output, or leave out on() for a model with a single one.",
+                )
             return [self.terms() if i == self.output else None for i in range(len(outputs))]
         return self.terms() if self.output is None else {self.output: self.terms()}
 
@@ -227,8 +235,8 @@ class DistillationLoss(keras.distillation.DistillationLoss):
                 keras.tree.map_structure(reductions.as_float32, side) for side in (teacher, outputs)
             )
             self.check_shapes(shapes_of(teacher), shapes_of(outputs))
-            labels = as_arrays(y)
-            return loss._reduced(loss.per_example, teacher, outputs, labels, sample_weight, mask)
+            (weight,) = per_leaf("sample_weight", as_arrays(sample_weight), None)
+            return loss._reduced(loss.per_example, teacher, outputs, as_arrays(y), weight, mask)
         values = [
             loss._one_output(term, *leaf)
             for term, *leaf in zip(
@@ -251,6 +259,8 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             student, y = reductions.blank(student, mask), reductions.blank_labels(y, mask)
             if alike(tuple(teacher.shape[: len(mask.shape)]), tuple(mask.shape)):
                 teacher = reductions.blank(teacher, mask)
+            elif self.ignores_padding:  # the mask says nothing of the teacher's positions
+                raise self._padded(tuple(mask.shape))
         return self._reduced(term, teacher, student, y, weight, mask)
 
     def _reduced(

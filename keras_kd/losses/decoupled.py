@@ -58,7 +58,8 @@ class DecoupledDistillation(base.DistillationLoss):
     with p and q the softmax of t/T and s/T, and p̂ and q̂ their shares among the classes that are
     not y. α = 1 and β = 1 − p_y would be the classic divergence. The sum over the classes and the
     T² on both parts are the authors' code's; its growing weight of the first 20 epochs is a
-    schedule in `distillation_loss_weights`.
+    schedule in `distillation_loss_weights`. A label that is no class (the -1 or 255 of void pixels,
+    `ignore_class` of Keras's losses) teaches nothing: its value is 0.
 
     Args:
         alpha: weight of TCKD, or a `LearningRateSchedule` of it. Defaults to 1.0.
@@ -103,7 +104,8 @@ class DecoupledDistillation(base.DistillationLoss):
         """Return the two weighted divergences of each example or position."""
         labels = distributions.one_hot_labels(y, student)
         target, others = decoupled(teacher, student, labels, self.temperature)
-        return self.temperature**2 * (self.alpha * target + self.beta * others)
+        values = self.temperature**2 * (self.alpha * target + self.beta * others)
+        return ops.where(ops.any(labels > 0.0, axis=-1), values, 0.0)
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse different class counts, one class, and two unless β is 0."""

@@ -49,8 +49,8 @@ class LogitStandardization(base.DistillationLoss):
     Raises:
         TypeError: "`loss` must be a loss on logits".
         ValueError: "`loss` must be a loss on the logits of one output" for one on features or
-            values, and one with a list or dict of losses; "Logits of one class have no deviation";
-            and what the loss inside refuses.
+            values, and one with a list or dict of losses; "`loss` must not be for one output";
+            "Logits of one class have no deviation"; and what the loss inside refuses.
 
     Reference:
         Sun et al. 2024, algorithms 1 and 2.
@@ -109,5 +109,12 @@ def _on_logits(loss: Any) -> base.DistillationLoss:
             given=f"{type(loss).__name__} on {loss.space}",
             expected="a loss on logits, without layers, trained parts or a list of losses",
             fix="wrap one, for example LogitStandardization(kd.LogitsDistillation()).",
+        )
+    if loss.output is not None:
+        raise checks.bad_value(
+            "`loss` must not be for one output: what wraps it is.",
+            given=f"{type(loss).__name__}(…).on({loss.output!r})",
+            expected="a loss on all outputs",
+            fix=f"say it of the whole: LogitStandardization(…).on({loss.output!r}).",
         )
     return loss

@@ -50,7 +50,9 @@ class NormalizedDistillation(base.DistillationLoss):
     with p and q the softmax of the logits at temperature 1, and p̂ and q̂ those of logits/T over the
     classes that are not y. Both parts are cross-entropies: the value does not reach 0. The target's
     part has no temperature and the T² is on the other one, as in the authors' code. (A revision of
-    that code leaves the label's class among the others; the paper's equation does not.)
+    that code leaves the label's class among the others; the paper's equation does not.) A label
+    that is no class (the -1 or 255 of void pixels, `ignore_class` of Keras's losses) teaches
+    nothing: its value is 0.
 
     Args:
         gamma: γ, weight of the classes that are not y, or a `LearningRateSchedule` of it. Defaults
@@ -88,7 +90,8 @@ class NormalizedDistillation(base.DistillationLoss):
         labels = distributions.one_hot_labels(y, student)
         others = others_cross_entropy(teacher, student, labels, self.temperature)
         target = target_cross_entropy(teacher, student, labels)
-        return target + self.gamma * self.temperature**2 * others
+        values = target + self.gamma * self.temperature**2 * others
+        return ops.where(ops.any(labels > 0.0, axis=-1), values, 0.0)
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse different class counts, one class, and two unless γ is 0."""

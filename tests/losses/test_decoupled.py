@@ -200,3 +200,14 @@ def test_what_it_cannot_compare_is_refused(batch):
     for name in ("alpha", "beta"):
         with pytest.raises(TypeError, match=f"`{name}` must be a number"):
             DecoupledDistillation(**{name: "1"})
+
+
+@pytest.mark.parametrize("void", [-1, 5, 255])
+def test_a_label_that_is_no_class_teaches_nothing(batch, void):
+    t, s, y = batch
+    labels, variable = np.where(np.arange(8) < 3, void, y), tf.Variable(s)
+    with tf.GradientTape() as tape:
+        value = DecoupledDistillation().compute_loss(t, variable, y=labels)
+    assert float(value) == pytest.approx(oracle(t[3:], s[3:], y[3:]).sum() / 8, rel=1e-5)
+    slopes = tape.gradient(value, variable).numpy()
+    assert np.all(slopes[:3] == 0.0) and np.all(slopes[3:] != 0.0)

@@ -271,3 +271,9 @@ def test_what_it_cannot_compare_is_refused(logits):
             LogitStandardization(LogitMatching()).compute_loss(*one)
     with pytest.raises(ValueError, match="Two classes leave one class besides the label's"):
         LogitStandardization(DecoupledDistillation()).compute_loss(t[:, :2], s[:, :2], y=[0] * 8)
+
+
+def test_a_loss_for_one_output_is_refused_inside():
+    words = r"`loss` must not be for one output[\s\S]*LogitStandardization\(…\)\.on\('digit'\)"
+    with pytest.raises(ValueError, match=words):
+        LogitStandardization(LogitsDistillation().on("digit"))

@@ -254,3 +254,79 @@ def test_a_distiller_gives_each_output_its_own_loss_and_checks_its_kind(rng):
     wrong.compile("sgd", compiled)
     with pytest.raises(ValueError, match="is a softmax loss, and the teacher ends in a sigmoid"):
         wrong.fit(x, {"digit": digits, "tags": tags}, verbose=0)
+
+
+def two_heads(width: int, boxes: str | None = None) -> keras.Model:
+    """Return a model of a list of outputs, whose order is not that of the alphabet."""
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(width, activation="relu")(inputs)
+    digit = keras.layers.Dense(3, name="digit")(x)
+    return keras.Model(inputs, [digit, keras.layers.Dense(4, activation=boxes, name="box")(x)])
+
+
+def trained(loss, y, sample_weight=None, boxes=None):
+    """Return what a Distiller logs of a loss in one step without a change, and both models."""
+    import keras_kd as kd
+
+    x = np.linspace(-1.0, 1.0, 48).reshape(8, 6).astype("float32")
+    models = two_heads(8, boxes), two_heads(4, boxes)
+    distiller = kd.Distiller(*models, loss)
+    on_digits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    compiled = {"digit": on_digits, "box": "mse"} if isinstance(y, dict) else [on_digits, "mse"]
+    distiller.compile(keras.optimizers.SGD(0.0), compiled)
+    history = distiller.fit(x, y, batch_size=8, sample_weight=sample_weight, verbose=0).history
+    return history[loss.name][0], *(model.predict(x, verbose=0) for model in models)
+
+
+DIGITS, BOXES = np.arange(8) % 3, np.linspace(0.0, 1.0, 32).reshape(8, 4).astype("float32")
+
+
+@pytest.mark.parametrize("y", [[DIGITS, BOXES], {"digit": DIGITS, "box": BOXES}], ids=type)
+@pytest.mark.parametrize("output", ["box", 1])
+def test_labels_by_place_or_by_name_reach_the_output_that_is_named(y, output):
+    loss = losses.BoundedRegression(margin=1e6).on(output)
+    value, _, (_, boxes) = trained(loss, y)
+    assert value == pytest.approx(np.sum((boxes - BOXES) ** 2, -1).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("output", ["digit", "box"])
+def test_weights_by_place_reach_the_output_that_is_named(output):
+    weights = [np.arange(8, dtype="float32"), np.zeros(8, "float32")]
+    loss = losses.LogitsDistillation(2.0).on(output)
+    value, (teacher, _), (student, _) = trained(loss, [DIGITS, BOXES], weights)
+    each = weights[0] * references.kl_divergence(teacher, student, 2.0)
+    assert value == pytest.approx(each.mean() if output == "digit" else 0.0, rel=1e-4)
+
+
+def test_labels_by_name_reach_each_of_a_list_of_outputs():
+    loss = losses.DecoupledDistillation().on(0)
+    by_name = trained(loss, {"digit": DIGITS, "box": BOXES})
+    value, (teacher, _), (student, _) = by_name
+    expected = losses.DecoupledDistillation().compute_loss(teacher, student, y=DIGITS)
+    assert value == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_boxes_from_a_sigmoid_are_values_and_no_logits():
+    loss = losses.BoundedRegression(margin=1e6).on("box")
+    value, _, (_, boxes) = trained(loss, {"digit": DIGITS, "box": BOXES}, boxes="sigmoid")
+    assert value == pytest.approx(np.sum((boxes - BOXES) ** 2, -1).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("place", [-1, 2])
+def test_a_place_where_no_output_is_is_refused(place):
+    sides = [list(outputs.values()) for outputs in (OUTPUTS, OTHERS)]
+    words = rf"There is no output {place}\.[\s\S]*list \(0, 1\)[\s\S]*fix: "
+    with pytest.raises(ValueError, match=words):
+        losses.LogitsDistillation().on(place).compute_loss(*sides)
+    with pytest.raises(ValueError, match=r"There is no output 0\.[\s\S]*one tensor"):
+        losses.LogitsDistillation().on(0).compute_loss(sides[0][0], sides[1][0])
+
+
+def test_a_weight_for_each_output_is_refused_where_layers_are_taken_together(rng):
+    loss, maps = losses.FlowOfSolution(["a", "b"], ["a", "b"]), [rng.normal(size=(4, 3, 3, 2))] * 2
+    with pytest.raises(ValueError, match="`sample_weight` does not have the structure"):
+        loss.compute_loss(maps, maps, sample_weight={"a": np.ones(4), "b": np.ones(4)})
+    with pytest.raises(ValueError, match="`sample_weight` does not have the structure"):
+        loss.compute_loss(maps, maps, sample_weight=[np.ones(4), np.ones(4)])
+    weights = [1.0, 0.0, 1.0, 0.0]
+    assert float(loss.compute_loss(maps, [maps[0], -maps[1]], sample_weight=weights)) > 0.0

@@ -216,3 +216,10 @@ def test_a_feature_of_one_position_is_refused(teacher, student):
 def test_outputs_without_channels_are_refused():
     with pytest.raises(ValueError, match="The outputs have no axis but the batch's"):
         NeuronSelectivity().compute_loss(np.ones(8), np.ones(8))
+
+
+def test_padding_of_another_length_than_the_teachers_is_refused(rng):
+    student = tf.constant(rng.normal(size=(2, 4, 3)), "float32")
+    student._keras_mask = tf.constant([[True, True, False, False], [True] * 4])
+    with pytest.raises(ValueError, match="the padding of these sequences would change the loss"):
+        NeuronSelectivity().compute_loss(rng.normal(size=(2, 8, 3)), student)
