@@ -63,3 +63,24 @@ def refuse_single_class(loss: Any, shape: tuple) -> None:
             expected="two or more classes, or a sigmoid over one",
             fix=f'use {type(loss).__name__}(activation="sigmoid") for a binary output.',
         )
+
+
+def no_labels(loss: Any) -> ValueError:
+    """Make the error for a loss that needs labels and gets none."""
+    return checks.bad_value(
+        f"{type(loss).__name__} needs labels.",
+        given="outputs without labels",
+        expected="batches (x, y) in kd.Distiller",
+        fix="give the labels; keras.distillation.Distiller does not pass them on to its losses, so "
+        "use kd.Distiller.",
+    )
+
+
+def padded(loss: Any, mask: tuple) -> ValueError:
+    """Make the error for padding that a value for a whole example would count."""
+    return checks.bad_value(
+        f"{loss.name}: the padding of these sequences would change the loss.",
+        given=f"a mask of shape {mask}, and one value for each example",
+        expected="layers without a mask, or a loss of each position",
+        fix="name layers without a mask (after a pooling), or use kd.FeatureDistillation.",
+    )

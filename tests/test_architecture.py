@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room is a module or a folder of keras_kd. It imports only from rooms on lower floors.
 FLOORS = (
     ("checks",),
+    ("structures",),
     (
         "configs",
         "data",
@@ -30,7 +31,6 @@ FLOORS = (
         "refusals",
         "replicas",
         "schedules",
-        "structures",
         "student_losses",
         "taps",
     ),

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_kd import checks, configs, reductions, schedules
+from keras_kd import checks, configs, reductions, refusals, schedules
 from keras_kd.distributions import ACTIVATIONS as ACTIVATIONS
 from keras_kd.distributions import Tensor as Tensor
 from keras_kd.features import flat
@@ -226,7 +226,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             A float32 scalar: Σ weight · loss / number of examples (of real tokens under a mask).
         """
         if self.needs_labels and y is None:
-            raise self._no_labels()
+            raise refusals.no_labels(self)
         outputs, teacher = as_arrays(student_outputs), as_arrays(teacher_outputs)
         loss = self.at(step)
         if self.takes_all:
@@ -260,7 +260,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             if alike(tuple(teacher.shape[: len(mask.shape)]), tuple(mask.shape)):
                 teacher = reductions.blank(teacher, mask)
             elif self.ignores_padding:  # the mask says nothing of the teacher's positions
-                raise self._padded(tuple(mask.shape))
+                raise refusals.padded(self, tuple(mask.shape))
         return self._reduced(term, teacher, student, y, weight, mask)
 
     def _reduced(
@@ -278,7 +278,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         values = term(teacher, student, **given)
         if mask is not None and len(mask.shape) > len(values.shape):
             if not self.ignores_padding:
-                raise self._padded(tuple(mask.shape))
+                raise refusals.padded(self, tuple(mask.shape))
             mask = reductions.fold(ops.cast(mask, "bool"), len(values.shape))
         return reductions.weighted_mean(values, weight, mask)
 
@@ -347,23 +347,6 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     def _fix_for_shapes(self) -> str:
         return "give both models the same number of classes, in the same order."
 
-    def _no_labels(self) -> ValueError:
-        return checks.bad_value(
-            f"{type(self).__name__} needs labels.",
-            given="outputs without labels",
-            expected="batches (x, y) in kd.Distiller",
-            fix="give the labels; keras.distillation.Distiller does not pass them on to its "
-            "losses, so use kd.Distiller.",
-        )
-
-    def _padded(self, mask: tuple) -> ValueError:
-        return checks.bad_value(
-            f"{self.name}: the padding of these sequences would change the loss.",
-            given=f"a mask of shape {mask}, and one value for each example",
-            expected="layers without a mask, or a loss of each position",
-            fix="name layers without a mask (after a pooling), or use kd.FeatureDistillation.",
-        )
-
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Tell users of Keras's own Distiller, which asks this first, what only ours can do.
 
@@ -371,7 +354,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             ValueError: "… needs labels", "… has trained parts", "… compares … layers or more".
         """
         if self.needs_labels:
-            raise self._no_labels()
+            raise refusals.no_labels(self)
         sides = [shapes_of(as_arrays(side)) for side in (teacher_outputs, student_outputs)]
         self.check_layers(*sides)
         if self.connector(*sides) is not None:
