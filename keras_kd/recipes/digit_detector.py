@@ -64,15 +64,9 @@ class DigitDetector(base.Recipe):
         """Return the divergence of the classes, and the teacher as a bound for the boxes."""
         from keras_kd.losses import BoundedRegression, LogitsDistillation
 
-        class BoxRegression(BoundedRegression):
-            def terms(self) -> Any:
-                return {"class": None, "boxes": self.per_example}
-
         return [
-            LogitsDistillation(
-                temperature=self.temperature, loss={"class": "kl_divergence", "boxes": None}
-            ),
-            BoxRegression(),
+            LogitsDistillation(temperature=self.temperature).on("class"),
+            BoundedRegression().on("boxes"),
         ]
 
     def distillation_loss_weights(self) -> list[float]:
