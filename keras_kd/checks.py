@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 
 
 def message(what: str, *, given: object, expected: object, fix: str) -> str:
@@ -85,3 +85,15 @@ def fraction(name: str, value: object, *, open_ends: bool = False) -> float:
             fix=f"pass a number in that range, for example {name}=0.5.",
         )
     return given
+
+
+def count(name: str, value: object) -> int:
+    """Return a whole number of 1 or more, or refuse it."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise bad_value(
+            f"`{name}` must be a whole number of 1 or more.",
+            given=f"{value!r} ({type(value).__name__})",
+            expected="1, 2, 3, …",
+            fix=f"pass a whole number, for example {name}=2.",
+        )
+    return int(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import keras
+from keras.src.models.functional import Functional as Functional
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:

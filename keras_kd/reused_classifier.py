@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 from keras import layers
-from keras.src.models.functional import Functional  # Keras has no public name for it
 
 from keras_kd import checks
+from keras_kd.keras_models import Functional
 from keras_kd.teachers import no_model
 
 PROJECTOR = "simkd_projector"
@@ -115,13 +115,7 @@ def reuse_classifier(
     """
     _refuse_unknown_graph("teacher", teacher)
     _refuse_unknown_graph("student", student)
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        raise checks.bad_value(
-            "`factor` must be a whole number.",
-            given=f"factor={factor!r}",
-            expected="1, 2, 3, …",
-            fix="leave it out for the paper's 2.",
-        )
+    factor = checks.count("factor", factor)
     feature, classifier = _classifier(teacher, teacher_layer_name)
     own = keras.models.clone_model(student)
     own.set_weights(student.get_weights())

@@ -79,3 +79,10 @@ def test_fraction_refuses() -> None:
     for given in (0, 1):
         with pytest.raises(ValueError, match=r"between 0 and 1[\s\S]*0 < value < 1"):
             checks.fraction("beta", given, open_ends=True)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "2", None], ids=repr)
+def test_a_count_is_a_whole_number_of_1_or_more(value):
+    with pytest.raises(ValueError, match="`n` must be a whole number of 1 or more"):
+        checks.count("n", value)
+    assert checks.count("n", 1) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import keras
@@ -216,9 +215,9 @@ class ContrastiveRepresentation(base.FeatureLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(teacher_layer_name, student_layer_name, name)
-        self.embedding_size = _whole("embedding_size", embedding_size)
+        self.embedding_size = checks.count("embedding_size", embedding_size)
         self.temperature = schedules.positive("temperature", temperature)
-        self.queue_size = _whole("queue_size", queue_size)
+        self.queue_size = checks.count("queue_size", queue_size)
 
     def per_example(self, teacher: Any, student: Any) -> Tensor:
         """Return the sum of both directions for each example, over the layers."""
@@ -261,17 +260,6 @@ class ContrastiveRepresentation(base.FeatureLoss):
 def _as_list(side: Any) -> list:
     """Return the layers (or shapes) of a side, which is a list where several are named."""
     return side if isinstance(side, list) else [side]
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise checks.bad_value(
-            f"`{name}` must be a whole number of 1 or more.",
-            given=repr(value),
-            expected="1, 2, 3, …",
-            fix=f"leave it out, or pass a number such as {name}=128.",
-        )
-    return int(value)
 
 
 def _refuse_unknown_size(who: str, shape: tuple) -> None:

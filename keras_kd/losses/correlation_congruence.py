@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
-from typing import Any
 
 import keras
 from keras import ops
@@ -82,7 +80,7 @@ class CorrelationCongruence(base.RelationLoss):
     ) -> None:
         super().__init__(teacher_layer_name, student_layer_name, name)
         self.gamma = checks.positive("gamma", gamma)
-        self.order = _order(order)
+        self.order = checks.count("order", order)
 
     def per_example(self, teacher: Tensor, student: Tensor, present: Tensor) -> Tensor:
         """Return the squared differences of each example's row over n; 0 for absent ones."""
@@ -95,14 +93,3 @@ class CorrelationCongruence(base.RelationLoss):
         vectors = unit(ops.where(ops.expand_dims(present, 1), flat(features), 0.0))
         products = ops.matmul(vectors, ops.transpose(vectors))
         return taylor_kernel(products, self.gamma, self.order)
-
-
-def _order(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise checks.bad_value(
-            "`order` must be a whole number of 1 or more.",
-            given=repr(value),
-            expected="1, 2, 3, …",
-            fix="leave it out for the paper's 2.",
-        )
-    return int(value)

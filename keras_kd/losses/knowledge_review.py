@@ -196,15 +196,7 @@ class KnowledgeReview(base.FeatureLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(teacher_layer_name, student_layer_name, name)
-        self.channels = channels
-        whole = isinstance(channels, int) and not isinstance(channels, bool) and channels > 0
-        if channels is not None and not whole:
-            raise checks.bad_value(
-                "`channels` must be a whole number above zero.",
-                given=f"channels={channels!r}",
-                expected="1, 2, 3, … or None",
-                fix="leave it out: it follows the student's last layer.",
-            )
+        self.channels = None if channels is None else checks.count("channels", channels)
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer:
         """Return the fusions of the student's maps."""

@@ -160,15 +160,8 @@ def born_again(
     _check_distil(distil)
     if not isinstance(teacher, keras.Model):
         raise no_model("teacher", teacher)
-    if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
-        raise checks.bad_value(
-            "`generations` must be a whole number of 1 or more.",
-            given=f"generations={generations!r}",
-            expected="how many times a new model is taught",
-            fix="pass generations=3.",
-        )
     family, histories = [teacher], []
-    for number in range(1, generations + 1):
+    for number in range(1, checks.count("generations", generations) + 1):
         make = make_student or (lambda: keras.models.clone_model(teacher))
         student = make()
         _check_new(number, student, family)

@@ -292,7 +292,7 @@ def test_its_arguments_and_what_it_says_of_itself():
 
 @pytest.mark.parametrize("channels", [0, -4, 2.5, "16", True])
 def test_channels_that_are_no_whole_number_are_refused(channels):
-    with pytest.raises(ValueError, match="`channels` must be a whole number above zero"):
+    with pytest.raises(ValueError, match="`channels` must be a whole number of 1 or more"):
         KnowledgeReview(channels)
 
 
