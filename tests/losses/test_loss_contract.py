@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import keras_kd as kd
 from keras_kd import losses
-from tests.losses.cases import BATCH, CLASSES, FOUND, KINDS, of, value, value_and_gradient
+from tests.losses.cases import BATCH, CASES, CLASSES, FOUND, KINDS, of, value, value_and_gradient
 
 every_loss = of()
 on_outputs = of(lambda case: case.space != "features")
@@ -406,6 +406,7 @@ def test_a_temperature_may_be_a_schedule(case, ready):
 
 
 def _network(width: int) -> keras.Model:
+    """Two convolutions with names, and a head."""
     layers = keras.layers
     names = iter(["layer0", "layer1"])
     return keras.Sequential(
@@ -446,6 +447,26 @@ def test_a_distiller_trains_it_and_goes_on_after_saving(rng, case, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     trained = {id(weight) for weight in distiller.student.weights}
     assert not trained & {id(weight) for weight in distiller.connections.weights}
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_all_losses_at_once_train_a_student_of_half_precision(rng, policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        teacher, student = _network(6), _network(5)
+    finally:
+        keras.config.set_dtype_policy(before)
+    every = [case.make() for case in CASES]
+    distiller = kd.Distiller(teacher, student, every, [1e-3] * len(every))
+    distiller.compile(keras.optimizers.SGD(1e-4), keras.losses.CategoricalCrossentropy(True))
+    x = rng.normal(size=(BATCH, 4, 4, 1)).astype("float32")
+    y = keras.ops.convert_to_numpy(keras.ops.one_hot(np.arange(BATCH) % CLASSES, CLASSES))
+    weights = student.get_weights()  # the first steps may be skipped, until the scale fits
+    history = distiller.fit(x, y, epochs=16, verbose=0).history
+    assert all(np.isfinite(values).all() for values in history.values())
+    assert any(np.any(a != b) for a, b in zip(weights, student.get_weights(), strict=True))
+    assert all(weight.dtype == "float32" for weight in distiller.connections.trainable_weights)
 
 
 @every_loss
