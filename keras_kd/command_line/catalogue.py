@@ -73,7 +73,8 @@ class LossRow:
     Attributes:
         loss: the class's name.
         paper: who published it, and when.
-        needs: logits, values or features (of how many layers), and labels.
+        needs: logits, values or features (of how many layers), a batch of examples that are
+            compared with each other, labels.
         parameters: arguments of its own, with their defaults.
         trains: what is trained for it and not exported; empty where nothing is.
         line: the first line of its docstring.
@@ -134,7 +135,7 @@ def _loss(node: ast.ClassDef) -> LossRow:
             said[target.id] = ast.literal_eval(part.value)
     needs = str(said["space"])
     needs += f" of {said['layers']} layers or more" if said["layers"] != 1 else ""
-    needs += ", a batch" if "RelationLoss" in bases else ""
+    needs += ", a batch" if _relates_examples(node) else ""
     needs += ", labels" if said["needs_labels"] else ""
     return LossRow(
         loss=node.name,
@@ -144,6 +145,15 @@ def _loss(node: ast.ClassDef) -> LossRow:
         trains=str(said["trained_parts"]),
         line=_first_line(node),
     )
+
+
+def _relates_examples(node: ast.ClassDef) -> bool:
+    """Say whether a loss asks who is present; one that passes labels on too asks for another."""
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "per_example":
+            taken = {argument.arg for argument in part.args.args}
+            return "present" in taken and "y" not in taken
+    return False
 
 
 def _parameters(node: ast.ClassDef) -> Iterator[str]:
