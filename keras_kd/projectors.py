@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -121,6 +122,39 @@ class ProjectingConnector(keras.layers.Layer):
         """Make the layer again from `get_config()`."""
         projector = keras.saving.deserialize_keras_object(config["projector"])
         return cls(**{**config, "projector": projector})
+
+
+class ProjectingConnectors(keras.layers.Layer):
+    """Pass the teacher's features through and project the student's onto their shapes.
+
+    Args:
+        projectors: one for each layer; `None` where a feature fits as it is.
+        student_shapes: the shapes of the student's features.
+    """
+
+    def __init__(
+        self, projectors: Sequence[Projector | None], student_shapes: Sequence, **kwargs: Any
+    ) -> None:
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        self.projectors = list(projectors)
+        self.supports_masking = True
+        for projector, shape in zip(projectors, student_shapes, strict=True):
+            if projector is not None:
+                projector.build(shape)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Set no mask: the student's travels beside its feature."""
+
+    def call(self, teacher: Any, student: Any) -> tuple[Any, Any]:
+        """Return both features, or lists of them, in the teacher's shapes."""
+        if not isinstance(student, (list, tuple)):
+            return teacher, self._fitted(self.projectors[0], teacher, student)
+        triples = zip(self.projectors, teacher, student, strict=True)
+        return list(teacher), [self._fitted(*triple) for triple in triples]
+
+    def _fitted(self, projector: Projector | None, teacher: Any, student: Any) -> Any:
+        return student if projector is None else projector(student, like=teacher)
 
 
 def resize(features: Any, size: tuple) -> Any:

@@ -88,8 +88,8 @@ def reuse_classifier(
             the size of the teacher's", "`factor` must be a whole number".
 
     Reference:
-        Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", equation 3
-        and figure 2; factor and layers as in the authors' code.
+        Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier": the loss
+        L_SimKD and the projector; its factor and layers as in the authors' code.
 
     Example:
     ```python

@@ -27,9 +27,9 @@ def positive(name: str, value: Any) -> Any:
     return value if is_schedule(value) else checks.positive(name, value)
 
 
-def fraction(name: str, value: Any) -> Any:
+def fraction(name: str, value: Any, *, open_ends: bool = False) -> Any:
     """Return a number between 0 and 1 as a float, or a schedule as it is."""
-    return value if is_schedule(value) else checks.fraction(name, value)
+    return value if is_schedule(value) else checks.fraction(name, value, open_ends=open_ends)
 
 
 def at(value: Any, step: Any) -> Any:

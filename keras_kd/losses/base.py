@@ -189,6 +189,9 @@ class DistillationLoss(keras.distillation.DistillationLoss):
                 found |= value.schedules()
             elif schedules.is_schedule(value):
                 found[key] = value
+            elif isinstance(value, list):
+                numbered = enumerate(value)
+                found |= {f"{key}_{i}": v for i, v in numbered if schedules.is_schedule(v)}
         return found
 
     def at(self, step: Any) -> DistillationLoss:
@@ -197,8 +200,12 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             return self
         now = copy.copy(self)
         for key, value in vars(self).items():
-            nested = isinstance(value, DistillationLoss)
-            setattr(now, key, value.at(step) if nested else schedules.at(value, step))
+            if isinstance(value, DistillationLoss):
+                setattr(now, key, value.at(step))
+            elif isinstance(value, list):
+                setattr(now, key, [schedules.at(part, step) for part in value])
+            else:
+                setattr(now, key, schedules.at(value, step))
         return now
 
     def compute_loss(
@@ -230,7 +237,8 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         outputs, teacher = as_arrays(student_outputs), as_arrays(teacher_outputs)
         loss = self.at(step)
         if self.takes_all:
-            mask = reductions.mask_of(keras.tree.flatten(outputs)[0])
+            masks = map(reductions.mask_of, keras.tree.flatten(outputs))
+            mask = next((mask for mask in masks if mask is not None), None)
             teacher, outputs = (
                 keras.tree.map_structure(reductions.as_float32, side) for side in (teacher, outputs)
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,7 +13,7 @@ from keras_kd.distributions import softened_divergence
 from keras_kd.features import positions
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
-from keras_kd.projectors import Projector, projector_for
+from keras_kd.projectors import ProjectingConnectors, projector_for
 
 
 def channel_wise(
@@ -31,30 +30,6 @@ def channel_wise(
         ops.transpose(positions(side), (0, 2, 1)) for side in (teacher_features, student_features)
     )
     return ops.mean(softened_divergence(teacher, student, temperature), axis=1)
-
-
-class ChannelConnector(keras.layers.Layer):
-    """Pass the teacher's features through and project the student's onto their shapes."""
-
-    def __init__(
-        self, projectors: Sequence[Projector | None], student_shapes: Sequence, **kwargs: Any
-    ) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
-        self.projectors = list(projectors)
-        for projector, shape in zip(projectors, student_shapes, strict=True):
-            if projector is not None:
-                projector.build(shape)
-
-    def call(self, teacher: Any, student: Any) -> tuple[Any, Any]:
-        """Return both features, or lists of them, in the teacher's shapes."""
-        if not isinstance(student, (list, tuple)):
-            return teacher, self._fitted(self.projectors[0], teacher, student)
-        triples = zip(self.projectors, teacher, student, strict=True)
-        return list(teacher), [self._fitted(*triple) for triple in triples]
-
-    def _fitted(self, projector: Projector | None, teacher: Tensor, student: Tensor) -> Tensor:
-        return student if projector is None else projector(student, like=teacher)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -84,7 +59,8 @@ class ChannelWiseDistillation(base.FeatureLoss):
             "one position", "Features of different rank cannot be matched by a projector".
 
     Reference:
-        Shu et al. 2021, equations 1 to 3 (softmax, T² and the mean over channels).
+        Shu et al. 2021, the channel-wise loss: the softmax over the positions, T² and the mean over
+        the channels.
 
     Example:
     ```python
@@ -121,7 +97,7 @@ class ChannelWiseDistillation(base.FeatureLoss):
         projectors = [projector_for(*pair) for pair in zip(*sides, strict=True)]
         if all(projector is None for projector in projectors):
             return None
-        return ChannelConnector(projectors, sides[1], name=f"{self.name}_connector")
+        return ProjectingConnectors(projectors, sides[1], name=f"{self.name}_connector")
 
     def per_example(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return each example's divergence, averaged over its channels."""

@@ -8,7 +8,12 @@ import keras
 
 from keras_kd import checks, keras_losses
 from keras_kd.losses import base
-from keras_kd.projectors import ProjectingConnector, Projector, projector_for
+from keras_kd.projectors import (
+    ProjectingConnector,
+    ProjectingConnectors,
+    Projector,
+    projector_for,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -25,11 +30,11 @@ class FeatureDistillation(base.FeatureLoss):
         loss: a Keras loss by name, object or function `(t, s)`; or a list or dict of them for a
             layer with several outputs, `None` leaving one out. Defaults to `"mse"`, the mean
             over the elements, where the paper has half the sum.
-        teacher_layer_name: path of the teacher's layer, e.g. `"backbone/block3/relu"`; `None` is
-            the model's output.
-        student_layer_name: path of the student's layer; `None` is the model's output.
+        teacher_layer_name: path of the teacher's layer, e.g. `"backbone/block3/relu"`, or a list of
+            paths; `None` is the model's output.
+        student_layer_name: path of the student's layer, or a list of as many; pairs are added up.
         projector: `"auto"` makes one where shapes differ, `None` makes none (shapes must agree), a
-            `keras.layers.Layer` is copied and used.
+            `keras.layers.Layer` is copied and used (a copy for each layer of a list).
         name: name in the logs. Defaults to `"feature_distillation"`.
 
     Raises:
@@ -77,13 +82,29 @@ class FeatureDistillation(base.FeatureLoss):
 
     def connector(self, teacher_shapes: Any, student_shapes: Any) -> keras.layers.Layer | None:
         """Return the trained projector from the student's feature to the teacher's."""
-        if self.projector is None or isinstance(teacher_shapes, (list, dict)):
+        if self.projector is None or isinstance(teacher_shapes, dict):
             return None
+        name = f"{self.name}_connector"
+        if not isinstance(teacher_shapes, list):
+            layer = self._projector_for(teacher_shapes, student_shapes)
+            return None if layer is None else ProjectingConnector(layer, name=name)
+        sides = teacher_shapes, student_shapes
+        terms = self.terms_for(teacher_shapes)
+        terms = terms if isinstance(terms, list) else [terms] * len(teacher_shapes)
+        flat = all(isinstance(s, list) and all(isinstance(p, tuple) for p in s) for s in sides)
+        if not flat or not len(terms) == len(teacher_shapes) == len(student_shapes):
+            return None  # layers within layers; what does not pair up is refused with the outputs
+        layers = [
+            None if term is None else self._projector_for(*pair)
+            for term, *pair in zip(terms, *sides, strict=True)
+        ]
+        fits = all(layer is None for layer in layers)
+        return None if fits else ProjectingConnectors(layers, student_shapes, name=name)
+
+    def _projector_for(self, teacher: tuple, student: tuple) -> Projector | None:
         if self.projector == "auto":
-            layer = projector_for(teacher_shapes, student_shapes)
-        else:
-            layer = Projector(layer=_copy(self.projector), name="projector")
-        return None if layer is None else ProjectingConnector(layer, name=f"{self.name}_connector")
+            return projector_for(teacher, student)
+        return Projector(layer=_copy(self.projector), name="projector")
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse features of different shape, and features without channels."""

@@ -115,7 +115,7 @@ class FlowOfSolution(base.FeatureLoss):
             shapes of teacher and student differ" (channels, where no connector maps them).
 
     Reference:
-        Yim et al. 2017, equations 1 and 2; the pooling is in section 4.
+        Yim et al. 2017, equations 1 and 2.
 
     Example:
     ```python

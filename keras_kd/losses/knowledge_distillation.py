@@ -86,7 +86,8 @@ class LogitsDistillation(base.DistillationLoss):
             and no T², as in Keras. A list or dict of these, one for each output, with `None` for an
             output that is left out. Defaults to `"kl_divergence"`.
         direction: `"forward"` KL(t‖s), `"reverse"` KL(s‖t) or `"jensen_shannon"`.
-        beta: weight of the teacher in the Jensen-Shannon mixture, 0 < β < 1. Defaults to 0.5.
+        beta: weight of the teacher in the Jensen-Shannon mixture, 0 < β < 1, or a
+            `LearningRateSchedule` of it. Defaults to 0.5.
         activation: `"softmax"`, or `"sigmoid"` for multi-label and binary outputs, where the
             Bernoulli divergences are summed over the labels. Defaults to `"softmax"`.
         name: name in the logs. Defaults to `"logits_distillation"`.
@@ -117,14 +118,14 @@ class LogitsDistillation(base.DistillationLoss):
         temperature: Any = 3.0,
         loss: Any = "kl_divergence",
         direction: str = "forward",
-        beta: float = 0.5,
+        beta: Any = 0.5,
         activation: str = "softmax",
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
         self.temperature = schedules.positive("temperature", temperature)
         self.direction = base.option("direction", direction, DIRECTIONS)
-        self.beta = checks.fraction("beta", beta, open_ends=True)
+        self.beta = schedules.fraction("beta", beta, open_ends=True)
         self._activation = base.option("activation", activation, base.ACTIVATIONS)
         self.loss = loss
         if all(term is None for term in keras.tree.flatten(self.terms())):
@@ -170,7 +171,7 @@ class LogitsDistillation(base.DistillationLoss):
         return lambda t, s, y=None: function(t / temperature, s / temperature)
 
     def _refuse_idle_beta(self) -> None:
-        if self.beta != 0.5 and self.direction != "jensen_shannon":
+        if self.direction != "jensen_shannon" and self.beta != 0.5:
             raise checks.bad_value(
                 "`beta` belongs to the Jensen-Shannon divergence.",
                 given=f"beta={self.beta}, direction={self.direction!r}",

@@ -61,7 +61,8 @@ class MultiLevelLogits(base.DistillationLoss):
     which the teacher is less certain than in the median.
 
     Args:
-        temperatures: each T > 0, at least one. Defaults to (2, 3, 4, 5, 6).
+        temperatures: each T > 0 (or a `LearningRateSchedule` of it), at least one. Defaults to (2,
+            3, 4, 5, 6).
         instance_weight: w₁, or a `LearningRateSchedule` of it. Defaults to 1.0.
         batch_weight: w₂, or a `LearningRateSchedule` of it. Defaults to 1.0.
         class_weight: w₃, or a `LearningRateSchedule` of it. Defaults to 1.0.
@@ -88,7 +89,7 @@ class MultiLevelLogits(base.DistillationLoss):
 
     def __init__(
         self,
-        temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+        temperatures: Sequence[Any] = (2.0, 3.0, 4.0, 5.0, 6.0),
         instance_weight: Any = 1.0,
         batch_weight: Any = 1.0,
         class_weight: Any = 1.0,
@@ -127,8 +128,8 @@ class MultiLevelLogits(base.DistillationLoss):
         base.refuse_single_class(self, student)
 
 
-def _several(argument: str, values: Any) -> list[float]:
-    """Return a list of numbers above zero, or refuse what is none."""
+def _several(argument: str, values: Any) -> list[Any]:
+    """Return a list of numbers above zero or schedules, or refuse what is none."""
     if not isinstance(values, (list, tuple)) or not values:
         raise checks.bad_type(
             f"`{argument}` must be numbers, at least one.",
@@ -136,4 +137,4 @@ def _several(argument: str, values: Any) -> list[float]:
             expected="a list of numbers > 0",
             fix=f"pass a list, for example {argument}=[2.0, 4.0].",
         )
-    return [checks.positive(argument, value) for value in values]
+    return [schedules.positive(argument, value) for value in values]

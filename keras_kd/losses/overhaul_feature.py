@@ -144,7 +144,7 @@ class OverhaulFeature(base.FeatureLoss):
             kd.Distiller "the shapes of teacher and student differ".
 
     Reference:
-        Heo et al. 2019, section 3: margin ReLU (equation 3 for m), partial L2 distance; the
+        Heo et al. 2019, section 3: margin ReLU, partial L2 distance; the
         authors' code for the convolution, its initial values and the normalisation.
 
     Example:

@@ -123,8 +123,8 @@ class VariationalInformation(base.FeatureLoss):
             "Features of different rank cannot be matched by a projector".
 
     Reference:
-        Ahn et al. 2019, section 3 (the bound), and the normal distribution with the softplus of its
-        variance after it.
+        Ahn et al. 2019: the variational bound on the mutual information, and its normal
+        distribution with a softplus for the variance.
 
     Example:
     ```python

@@ -184,3 +184,38 @@ def test_a_layer_name_that_is_no_string_is_refused(argument, name):
 def test_features_of_different_rank_are_refused_by_the_connector():
     with pytest.raises(ValueError, match="Features of different rank cannot be matched"):
         FeatureDistillation().connector((None, 4, 4, 8), (None, 8))
+
+
+def test_each_of_several_layers_gets_the_projector_that_it_needs(rng):
+    shapes = [(None, 4, 4, 8), (None, 4, 4, 3), (None, 6)], [(None, 2, 2, 5), (None, 4, 4, 3), (7,)]
+    loss = FeatureDistillation(["mse", "mse", None], ["a", "b", "c"], ["d", "e", "f"])
+    connector = loss.connector(*shapes)
+    sides = [
+        [tf.constant(rng.normal(size=(2, *shape[1:])), "float32") for shape in side]
+        for side in shapes
+    ]
+    teacher, student = connector(*sides)
+    assert [tuple(feature.shape) for feature in student[:2]] == [(2, 4, 4, 8), (2, 4, 4, 3)]
+    np.testing.assert_array_equal(student[1], sides[1][1])
+    np.testing.assert_array_equal(teacher[0], sides[0][0])
+    assert [tuple(w.shape) for w in connector.trainable_weights] == [(5, 8), (8,)]
+    expected = sum(np.mean((teacher[i] - student[i]) ** 2) for i in range(2))
+    assert float(loss.compute_loss(teacher, student)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_layers_that_fit_and_layers_within_layers_get_no_projector():
+    same, within = [(None, 4), (None, 3)], [[(None, 4), (None, 3)], (None, 5)]
+    loss = FeatureDistillation("mse", ["a", "b"], ["c", "d"])
+    assert loss.connector(same, same) is None
+    assert loss.connector(within, [[(None, 2), (None, 3)], (None, 5)]) is None
+    assert loss.connector(same, [(None, 4)]) is None
+    assert loss.connector(same, {"a": (None, 4)}) is None
+    assert FeatureDistillation(["mse"]).connector(same, [(None, 1), (None, 3)]) is None
+
+
+def test_a_layer_of_ones_own_is_copied_for_each_of_several_layers():
+    own = keras.layers.Dense(4)
+    loss = FeatureDistillation("mse", ["a", "b"], ["c", "d"], projector=own)
+    connector = loss.connector([(None, 4), (None, 4)], [(None, 2), (None, 3)])
+    assert [tuple(w.shape) for w in connector.trainable_weights] == [(2, 4), (4,), (3, 4), (4,)]
+    assert not own.built

@@ -265,3 +265,10 @@ def test_padded_sequences_are_refused_as_padding_would_count():
     student[0]._keras_mask = tf.ones((2, 5), "bool")
     with pytest.raises(ValueError, match="the padding of these sequences would change the loss"):
         FlowOfSolution().compute_loss([np.ones((2, 5, 3)), np.ones((2, 5, 4))], student)
+
+
+def test_padding_of_any_layer_is_refused(rng):
+    first, second = (tf.constant(rng.normal(size=(2, 4, 3)), "float32") for _ in range(2))
+    second._keras_mask = tf.constant([[True, True, False, False], [True] * 4])
+    with pytest.raises(ValueError, match="the padding of these sequences would change the loss"):
+        FlowOfSolution().compute_loss([first, second], [first, second])

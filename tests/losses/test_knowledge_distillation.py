@@ -391,3 +391,16 @@ def test_one_output_of_a_loss_without_softmax_is_allowed():
     loss = LogitsDistillation(2.0, loss="mse")
     assert loss.activation is None
     assert float(loss.compute_loss([[2.0], [0.0]], [[0.0], [0.0]])) == pytest.approx(0.5)
+
+
+def test_beta_may_be_a_schedule(logits):
+    falling = keras.optimizers.schedules.PiecewiseConstantDecay([10], [0.8, 0.3])
+    loss = LogitsDistillation(2.0, direction="jensen_shannon", beta=falling)
+    assert loss.schedules() == {"beta": falling}
+    compiled = tf.function(lambda at: loss.compute_loss(*logits, step=at), autograph=False)
+    for step, beta in ((0, 0.8), (11, 0.3)):
+        expected = references.jensen_shannon(*logits, 2.0, beta=beta).mean()
+        for value in (loss.compute_loss(*logits, step=step), compiled(tf.constant(step))):
+            assert float(value) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="`beta` belongs to the Jensen-Shannon divergence"):
+        LogitsDistillation(beta=falling)

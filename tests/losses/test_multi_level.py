@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -175,6 +177,18 @@ def test_weights_may_be_schedules(logits):
         for step, number in ((0, 6.0), (11, 2.0)):
             value = loss.compute_loss(*logits, step=step)
             assert float(value) == pytest.approx(oracle(*logits, **{name: number}), rel=1e-5)
+
+
+def test_each_temperature_may_be_a_schedule(logits):
+    falling = PiecewiseConstantDecay([10], [6.0, 2.0])
+    loss = MultiLevelLogits(temperatures=[3.0, falling])
+    assert loss.schedules() == {"temperatures_1": falling}
+    again = MultiLevelLogits.from_config(json.loads(json.dumps(loss.get_config())))
+    for step, number in ((0, 6.0), (11, 2.0)):
+        expected = oracle(*logits, temperatures=[3.0, number])
+        compiled = tf.function(lambda at: again.compute_loss(*logits, step=at), autograph=False)
+        for value in (loss.compute_loss(*logits, step=step), compiled(tf.constant(step))):
+            assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("given", [4.0, [], None, "4"], ids=str)
