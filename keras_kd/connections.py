@@ -60,9 +60,10 @@ class Connections(keras.layers.Layer):
             if not isinstance(loss, base.DistillationLoss):
                 continue
             loss.check_layers(*pair)
-            connector = loss.connector(*pair)
+            compared = [_compared_part(loss, side) for side in pair]
+            connector = None if None in compared else loss.connector(*compared)
             if connector is not None:
-                connector(*[_symbols(side) for side in pair])  # builds it
+                connector(*[_symbols(side) for side in compared])  # builds it
                 self._places[index] = len(self.connectors)
                 self.connectors.append(connector)
 
@@ -175,7 +176,10 @@ class Connections(keras.layers.Layer):
             t, s = _pair(loss, teacher, student)
             count = replicas.examples(s)
             if index in self._places:
-                t, s = _connected(self.connectors[self._places[index]], t, s, training)
+                connector = self.connectors[self._places[index]]
+                one, other = (_compared_part(loss, side) for side in (t, s))
+                one, other = _connected(connector, one, other, training)
+                t, s = _with_part(loss, t, one), _with_part(loss, s, other)
             yield loss, t, s, count
 
     def get_config(self) -> dict[str, Any]:
@@ -185,6 +189,27 @@ class Connections(keras.layers.Layer):
             "distillation_loss_weights": [schedules.serialize(factor) for factor in self.factors],
             "shapes": self.shapes,
         }
+
+
+def _compared_part(loss: KerasLoss, side: Any) -> Any:
+    """Return the one output that `on` says of several (or of their shapes); `None`: not there."""
+    output = getattr(loss, "output", None)
+    if output is None:
+        return side
+    if isinstance(side, tuple) and any(ops.is_tensor(leaf) for leaf in side):
+        side = list(side)  # outputs; a shape is a tuple too
+    places = side if isinstance(side, dict) else range(len(side) if isinstance(side, list) else 0)
+    return side[output] if output in places else None
+
+
+def _with_part(loss: KerasLoss, side: Any, part: Any) -> Any:
+    """Put an output back among the others."""
+    output = getattr(loss, "output", None)
+    if output is None:
+        return part
+    if isinstance(side, dict):
+        return {**side, output: part}
+    return [part if place == output else other for place, other in enumerate(side)]
 
 
 def _connected(connector: keras.layers.Layer, t: Any, s: Any, training: bool) -> tuple[Any, Any]:

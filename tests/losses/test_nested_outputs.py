@@ -330,3 +330,72 @@ def test_a_weight_for_each_output_is_refused_where_layers_are_taken_together(rng
         loss.compute_loss(maps, maps, sample_weight=[np.ones(4), np.ones(4)])
     weights = [1.0, 0.0, 1.0, 0.0]
     assert float(loss.compute_loss(maps, [maps[0], -maps[1]], sample_weight=weights)) > 0.0
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["list", "dict"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        losses.ChannelWiseDistillation,
+        losses.FeatureDistillation,
+        losses.MaskedGenerative,
+        losses.VariationalInformation,
+    ],
+)
+def test_what_a_loss_trains_is_made_for_its_output_alone(rng, kind, named, tmp_path):
+    import keras_kd as kd
+
+    def network(width):
+        inputs = keras.Input((4, 4, 1))
+        maps = keras.layers.Conv2D(width, 3, padding="same", name="map")(inputs)
+        vector = keras.layers.GlobalAveragePooling2D(name="cls")(maps)
+        outputs = {"map": maps, "cls": vector} if named else [maps, vector]
+        return keras.Model(inputs, outputs)
+
+    x = rng.normal(size=(4, 4, 4, 1)).astype("float32")
+    shapes = []
+    for place in ["map"] if named else ["map", 0]:
+        distiller = kd.Distiller(network(6), network(5), kind().on(place), student_loss_weight=0.0)
+        distiller.compile(keras.optimizers.SGD(1e-3))
+        distiller.fit(x, verbose=0)
+        shapes.append([tuple(weight.shape) for weight in distiller.connections.weights])
+        distiller.save(tmp_path / "distiller.keras")
+        loaded = kd.load_distiller(tmp_path / "distiller.keras", teacher=distiller.teacher)
+        pairs = zip(distiller.connections.weights, loaded.connections.weights, strict=True)
+        assert all(np.array_equal(one, other) for one, other in pairs)
+    alone = kind().connector((None, 4, 4, 6), (None, 4, 4, 5))
+    alone(*(keras.KerasTensor((None, 4, 4, width)) for width in (6, 5)))
+    assert all(found == [tuple(weight.shape) for weight in alone.weights] for found in shapes)
+
+
+@pytest.mark.parametrize("place", ["maps", 2])
+def test_an_output_that_is_not_there_is_refused_by_a_distiller(place):
+    import keras_kd as kd
+
+    words = "There is no output 2|does not have the structure of the outputs"
+    with pytest.raises(ValueError, match=words):
+        kd.Distiller(two_heads(8), two_heads(4), losses.FeatureDistillation().on(place))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Pair(keras.Model):
+    """A subclassed model that returns a tuple."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = keras.layers.Dense(width), keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.first(inputs), self.second(inputs)
+
+
+def test_what_a_loss_trains_is_made_for_one_of_a_tuple_of_outputs(rng):
+    import keras_kd as kd
+
+    x = rng.normal(size=(8, 6)).astype("float32")
+    loss = losses.FeatureDistillation().on(0)
+    distiller = kd.Distiller(Pair(6), Pair(4), loss, student_loss_weight=0.0)
+    distiller.compile("sgd")
+    history = distiller.fit(x, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert [tuple(w.shape) for w in distiller.connections.weights] == [(4, 6), (6,)]
