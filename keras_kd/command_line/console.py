@@ -190,7 +190,7 @@ def print_losses(rows: Sequence[LossRow], stream: TextIO | None = None) -> None:
 
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("loss", "paper", "needs", "parameters", "trained with it"):
-        table.add_column(title, no_wrap=title == "loss")
+        table.add_column(title, no_wrap=title == "loss", overflow="fold")
     for row in rows:
         table.add_row(row.loss, row.paper, row.needs, row.parameters, row.trains)
     screen = Console(file=stream)
