@@ -105,7 +105,7 @@ class DecoupledDistillation(base.DistillationLoss):
         labels = distributions.one_hot_labels(y, student)
         target, others = decoupled(teacher, student, labels, self.temperature)
         values = self.temperature**2 * (self.alpha * target + self.beta * others)
-        return ops.where(ops.any(labels > 0.0, axis=-1), values, 0.0)
+        return ops.where(ops.any(ops.cast(labels, "bool"), axis=-1), values, 0.0)
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse different class counts, one class, and two unless β is 0."""

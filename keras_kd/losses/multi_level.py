@@ -117,7 +117,7 @@ class MultiLevelLogits(base.DistillationLoss):
         levels = (
             self.instance_weight * ops.square(temperatures[..., 0]) * instance
             + self.batch_weight * batch_level(p, q)
-            + self.class_weight * ops.expand_dims(class_level(p, q), -1)
+            + self.class_weight * class_level(p, q)[:, None]
         )
         values = ops.reshape(ops.sum(levels, axis=0), ops.shape(present))
         return ops.where(present, values, 0.0)

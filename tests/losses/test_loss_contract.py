@@ -601,6 +601,15 @@ def test_padding_that_would_change_a_value_for_a_whole_example_is_refused():
     assert float(Total().compute_loss(student, student)) == pytest.approx((4.0 + 8.0) / 2.0)
 
 
+def test_trained_parts_are_refused_outside_a_distiller_of_ours_with_both_shapes():
+    teacher, student = np.ones((2, 6)), np.ones((2, 4))
+    words = (
+        r"has trained parts[\s\S]*teacher \(2, 6\), student \(2, 4\)[\s\S]*trains a mean network"
+    )
+    with pytest.raises(ValueError, match=words):
+        losses.VariationalInformation().validate_outputs(teacher, student)
+
+
 def test_the_config_of_the_base_makes_the_same_loss():
     loss = losses.DistillationLoss(teacher_layer_name="a/b", student_layer_name="c", name="x")
     assert type(loss).from_config(loss.get_config()).get_config() == loss.get_config()
