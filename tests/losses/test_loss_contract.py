@@ -604,8 +604,6 @@ def test_padding_that_would_change_a_value_for_a_whole_example_is_refused():
 def test_trained_parts_are_refused_outside_a_distiller_of_ours_with_both_shapes():
     teacher, student = np.ones((2, 6)), np.ones((2, 4))
     words = r"has trained parts[\s\S]*teacher \(2, 6\), student \(2, 4\)[\s\S]*a mean network"
-        r"has trained parts[\s\S]*teacher \(2, 6\), student \(2, 4\)[\s\S]*trains a mean network"
-    )
     with pytest.raises(ValueError, match=words):
         losses.VariationalInformation().validate_outputs(teacher, student)
 
