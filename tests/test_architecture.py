@@ -22,6 +22,7 @@ FLOORS = (
         "data",
         "distributions",
         "features",
+        "fusing",
         "keras_losses",
         "keras_models",
         "metrics",

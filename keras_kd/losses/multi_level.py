@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_kd import checks, distributions, schedules
+from keras_kd.fusing import MATRIX, VECTOR, fused_rows
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 
@@ -35,11 +36,45 @@ def class_level(p: Tensor, q: Tensor) -> Tensor:
     The difference is −½·(SᵀD + DᵀS) with D and S as above.
     """
     half = 0.5 * _gram(q + p, q - p)
-    return ops.sum(ops.square(half + ops.swapaxes(half, -1, -2)), axis=(-1, -2)) / p.shape[-1]
+    return ops.sum(ops.square(half + ops.swapaxes(half, -1, -2)), axis=(-1, -2)) / ops.cast(
+        ops.shape(p)[-1], "float32"
+    )
 
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:
     return ops.matmul(ops.swapaxes(a, -1, -2), b)
+
+
+@fused_rows(MATRIX, MATRIX, VECTOR, VECTOR, VECTOR, by=1)
+def levels(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    present: Tensor,
+    temperatures: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return the sum of the three weighted levels over the temperatures, for each row.
+
+    Args:
+        teacher_logits: `(rows, classes)`.
+        student_logits: the same shape.
+        present: `(rows,)`, 1.0 or 0.0.
+        temperatures: `(temperatures,)`.
+        weights: w₁, w₂, w₃.
+    """
+    temperatures, real = temperatures[:, None, None], present[:, None]
+    log_p, log_q = (
+        ops.log_softmax(logits / temperatures, axis=-1)
+        for logits in (teacher_logits, student_logits)
+    )  # of shape (temperatures, rows, classes)
+    p, q = ops.exp(log_p) * real, ops.exp(log_q) * real
+    instance = distributions.relative_entropy(log_p, log_q)
+    rows = (
+        weights[0] * ops.square(temperatures[..., 0]) * instance
+        + weights[1] * batch_level(p, q)
+        + weights[2] * class_level(p, q)[:, None]
+    )
+    return ops.sum(rows, axis=0)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -106,26 +141,23 @@ class MultiLevelLogits(base.DistillationLoss):
 
         Were the latter taken apart, unequal weights would move its minimum off the teacher.
         """
-        real = ops.reshape(ops.cast(present, "float32"), (-1, 1))
-        temperatures = ops.reshape(ops.convert_to_tensor(self.temperatures, "float32"), (-1, 1, 1))
-        log_p, log_q = (
-            ops.log_softmax(ops.reshape(logits, (-1, logits.shape[-1])) / temperatures, axis=-1)
-            for logits in (teacher, student)
-        )  # of shape (temperatures, rows, classes)
-        p, q = ops.exp(log_p) * real, ops.exp(log_q) * real
-        instance = distributions.relative_entropy(log_p, log_q)
-        levels = (
-            self.instance_weight * ops.square(temperatures[..., 0]) * instance
-            + self.batch_weight * batch_level(p, q)
-            + self.class_weight * class_level(p, q)[:, None]
+        rows = levels(
+            *(ops.reshape(logits, (-1, logits.shape[-1])) for logits in (teacher, student)),
+            ops.reshape(ops.cast(present, "float32"), (-1,)),
+            _vector(self.temperatures),
+            _vector((self.instance_weight, self.batch_weight, self.class_weight)),
         )
-        values = ops.reshape(ops.sum(levels, axis=0), ops.shape(present))
-        return ops.where(present, values, 0.0)
+        return ops.where(present, ops.reshape(rows, ops.shape(present)), 0.0)
 
     def check_shapes(self, teacher: tuple, student: tuple) -> None:
         """Refuse different class counts, and a single class."""
         super().check_shapes(teacher, student)
         base.refuse_single_class(self, student)
+
+
+def _vector(numbers: Sequence[Any]) -> Tensor:
+    """Put numbers and scalar tensors into one float32 vector."""
+    return ops.stack([ops.convert_to_tensor(number, "float32") for number in numbers])
 
 
 def _several(argument: str, values: Any) -> list[Any]:

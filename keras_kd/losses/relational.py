@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from keras_kd import checks, schedules
 from keras_kd.features import flat, safe_sqrt, squared_distances
+from keras_kd.fusing import MATRIX, VECTOR, fused
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
-
-XLA = platform.system() != "Darwin" or None  # TensorFlow has none on Apple's GPUs
-FUSED: dict[str, Any] = {"jit_compile": XLA, "autograph": False}  # guard: speed alone
-MATRIX, VECTOR = tf.TensorSpec((None, None)), tf.TensorSpec((None,))
 
 
 def squared_distances_between(features: Tensor, present: Tensor) -> Tensor:
@@ -67,12 +62,12 @@ def turns(teacher: Tensor, student: Tensor) -> tuple[Tensor, Any]:
     return _turns(teacher, student), slopes
 
 
-@tf.function(input_signature=[MATRIX, MATRIX], **FUSED)
+@fused(MATRIX, MATRIX)
 def _turns(teacher: Tensor, student: Tensor) -> Tensor:
     return ops.sum(huber(cosines(student) - cosines(teacher)), (1, 2))
 
 
-@tf.function(input_signature=[MATRIX, MATRIX, VECTOR], **FUSED)
+@fused(MATRIX, MATRIX, VECTOR)
 def _slopes(teacher: Tensor, student: Tensor, weights: Tensor) -> Tensor:
     """Return the derivative of Σⱼ wⱼ·turnsⱼ by the student's squared distances Dⱼᵢ.
 
