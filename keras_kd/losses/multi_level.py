@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_kd import checks, distributions, schedules
-from keras_kd.fusing import CUBE, MATRIX, VECTOR, fused
+from keras_kd.fusing import MATRIX, VECTOR, fused
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 
@@ -67,8 +67,8 @@ def _forward(
     present: Tensor,
     temperatures: Tensor,
     weights: Tensor,
-) -> tuple[Tensor, ...]:
-    """Return the rows of `levels`, and what `_backward` needs."""
+) -> Tensor:
+    """Return the rows of `levels`."""
     temperatures = temperatures[:, None, None]
     log_p, log_q = (
         ops.log_softmax(logits / temperatures, axis=-1)
@@ -84,33 +84,37 @@ def _forward(
         + weights[1] * 0.25 * ops.sum(resemblance * both, axis=-1)
         + weights[2] * _class_level(products)[:, None]
     )
-    return ops.sum(rows, axis=0), p, q, products, resemblance
+    return ops.sum(rows, axis=0)
 
 
-@fused(CUBE, CUBE, CUBE, CUBE, VECTOR, VECTOR, VECTOR)
+@fused(MATRIX, MATRIX, VECTOR, VECTOR, VECTOR, VECTOR)
 def _backward(
-    p: Tensor,
-    q: Tensor,
-    products: Tensor,
-    resemblance: Tensor,
-    upstream: Tensor,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    present: Tensor,
     temperatures: Tensor,
     weights: Tensor,
+    upstream: Tensor,
 ) -> Tensor:
     """Return the derivative of Σ uᵢ·rowᵢ by the student's logits.
 
     With V = (D S), W = (S D), G = WᵀW and h = ½·SᵀD, all of which depend on Q alone (dD = dS = dQ):
     the batch level's ¼·Σ uᵢ·vᵢᵀ·G·vᵢ gives ½·u·V·G + 2·W·(¼·Vᵀ·diag(u)·V), whose halves are added;
-    the class level's ‖h + hᵀ‖²/C gives 4·Q·(h + hᵀ)/C.
+    the class level's ‖h + hᵀ‖²/C gives 4·Q·(h + hᵀ)/C, where Q is half the sum of W's halves.
     """
     temperatures, u = temperatures[:, None, None], upstream[:, None]
+    p, q = (
+        ops.softmax(logits / temperatures, axis=-1) * present[:, None]
+        for logits in (teacher_logits, student_logits)
+    )
+    products = _products(p, q)
     v, w = ops.concatenate([q - p, q + p], axis=-1), ops.concatenate([q + p, q - p], axis=-1)
-    by_products = 0.25 * ops.matmul(ops.swapaxes(v, -1, -2), u * v)
-    batch = _halves(0.5 * u * resemblance) + ops.matmul(2.0 * w, _halves(by_products))
+    by_products = _halves(0.5 * ops.matmul(ops.swapaxes(v, -1, -2), u * v))
     symmetric = _symmetric(products)
     classes = ops.cast(ops.shape(symmetric)[-1], "float32")
-    by_class = ops.matmul(q, symmetric) * (4.0 * ops.sum(upstream) / classes)
-    by_q = weights[1] * batch + weights[2] * by_class
+    by_class = symmetric * (2.0 * weights[2] * ops.sum(upstream) / classes)
+    to_both = weights[1] * by_products + ops.concatenate([by_class, by_class], axis=-2)
+    by_q = weights[1] * 0.5 * u * ops.matmul(v, _halves(products)) + ops.matmul(w, to_both)
     through = q * (by_q - ops.sum(q * by_q, axis=-1, keepdims=True)) / temperatures
     return ops.sum(weights[0] * temperatures * u * (q - p) + through, axis=0)
 
@@ -125,8 +129,8 @@ def levels(
 ) -> tuple[Tensor, Any]:
     """Return the sum of the three weighted levels over the temperatures, for each row.
 
-    Its slope by the student's logits is written out: two small passes instead of a hundred
-    operations, which would cost more to start than to compute.
+    Its slope by the student's logits is written out and computes again what it needs: keeping the
+    matrices of all temperatures would cost more than both passes.
 
     Args:
         teacher_logits: `(rows, classes)`; without a gradient, as the rest but the student's.
@@ -135,13 +139,12 @@ def levels(
         temperatures: `(temperatures,)`.
         weights: w₁, w₂, w₃.
     """
-    rows, *kept = _forward(teacher_logits, student_logits, present, temperatures, weights)
+    inputs = (teacher_logits, student_logits, present, temperatures, weights)
 
     def gradient(upstream: Tensor) -> list:
-        slope = _backward(*kept, upstream * present, temperatures, weights)
-        return [None, slope, None, None, None]
+        return [None, _backward(*inputs, upstream * present), None, None, None]
 
-    return rows, gradient
+    return _forward(*inputs), gradient
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
