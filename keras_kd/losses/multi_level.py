@@ -60,6 +60,11 @@ def _halves(values: Tensor) -> Tensor:
     return first + second
 
 
+def _swapped(values: Tensor) -> Tensor:
+    """Put the second half of the rows before the first."""
+    return ops.concatenate(ops.split(values, 2, axis=-2)[::-1], axis=-2)
+
+
 @fused(MATRIX, MATRIX, VECTOR, VECTOR, VECTOR)
 def _forward(
     teacher_logits: Tensor,
@@ -100,21 +105,28 @@ def _backward(
 
     With V = (D S), W = (S D), G = WᵀW and h = ½·SᵀD, all of which depend on Q alone (dD = dS = dQ):
     the batch level's ¼·Σ uᵢ·vᵢᵀ·G·vᵢ gives ½·u·V·G + 2·W·(¼·Vᵀ·diag(u)·V), whose halves are added;
-    the class level's ‖h + hᵀ‖²/C gives 4·Q·(h + hᵀ)/C, where Q is half the sum of W's halves.
+    the class level's ‖h + hᵀ‖²/C gives 4·Q·(h + hᵀ)/C, where Q is half the sum of W's halves. V is
+    W with its halves swapped, so two products, Wᵀ·(W, u·W) and W·(…), are all there is.
     """
     temperatures, u = temperatures[:, None, None], upstream[:, None]
     p, q = (
         ops.softmax(logits / temperatures, axis=-1) * present[:, None]
         for logits in (teacher_logits, student_logits)
     )
-    products = _products(p, q)
-    v, w = ops.concatenate([q - p, q + p], axis=-1), ops.concatenate([q + p, q - p], axis=-1)
-    by_products = _halves(0.5 * ops.matmul(ops.swapaxes(v, -1, -2), u * v))
+    w = ops.concatenate([q + p, q - p], axis=-1)
+    products, weighted = ops.split(
+        ops.matmul(ops.swapaxes(w, -1, -2), ops.concatenate([w, u * w], axis=-1)), 2, axis=-1
+    )
     symmetric = _symmetric(products)
     classes = ops.cast(ops.shape(symmetric)[-1], "float32")
     by_class = symmetric * (2.0 * weights[2] * ops.sum(upstream) / classes)
-    to_both = weights[1] * by_products + ops.concatenate([by_class, by_class], axis=-2)
-    by_q = weights[1] * 0.5 * u * ops.matmul(v, _halves(products)) + ops.matmul(w, to_both)
+    by_products = 0.5 * weights[1] * _swapped(_halves(weighted))
+    by_products += ops.concatenate([by_class, by_class], axis=-2)
+    resemblance = 0.5 * weights[1] * _swapped(_halves(products))
+    by_v, by_w = ops.split(
+        ops.matmul(w, ops.concatenate([resemblance, by_products], axis=-1)), 2, axis=-1
+    )
+    by_q = u * by_v + by_w
     through = q * (by_q - ops.sum(q * by_q, axis=-1, keepdims=True)) / temperatures
     return ops.sum(weights[0] * temperatures * u * (q - p) + through, axis=0)
 
