@@ -8,10 +8,16 @@ import pathlib
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+
+from keras_kd.command_line.console import silent_stderr
+
+with silent_stderr():  # the two test processes would each print TensorFlow's banner
+    import keras
+    import tensorflow as tf
+
+    tf.config.list_physical_devices()
 
 # Two logical devices, so that tf.distribute has replicas to train on.
 tf.config.set_logical_device_configuration(
