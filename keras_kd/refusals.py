@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from keras_kd import checks
-from keras_kd.structures import alike
+from keras_kd.structures import alike, outline
 
 
 def refuse_unlike_maps(loss: Any, teacher: tuple, student: tuple, single: str) -> None:
@@ -65,6 +65,20 @@ def refuse_single_class(loss: Any, shape: tuple) -> None:
         )
 
 
+def refuse_few_layers(loss: Any, teacher: Any, student: Any) -> None:
+    """Refuse fewer layers of the two models than the loss compares."""
+    for who, given in (("teacher", teacher), ("student", student)):
+        count = len(given) if isinstance(given, list) else 1
+        if count < loss.layers:
+            raise checks.bad_value(
+                f"{type(loss).__name__} compares {loss.layers} layers or more of each model.",
+                given=f"{count} of the {who}",
+                expected=f"lists of at least {loss.layers} layers, in the models' order",
+                fix='name them: teacher_layer_name=["block1", "block2"], '
+                'student_layer_name=["block1", "block2"].',
+            )
+
+
 def no_labels(loss: Any) -> ValueError:
     """Make the error for a loss that needs labels and gets none."""
     return checks.bad_value(
@@ -73,6 +87,27 @@ def no_labels(loss: Any) -> ValueError:
         expected="batches (x, y) in kd.Distiller",
         fix="give the labels; keras.distillation.Distiller does not pass them on to its losses, so "
         "use kd.Distiller.",
+    )
+
+
+def layers_besides(loss: Any, output: str | int) -> ValueError:
+    """Make the error for a loss that takes layers and is asked for one output."""
+    return checks.bad_value(
+        f"{type(loss).__name__} takes layers, and not an output besides.",
+        given=f"on({output!r}), teacher_layer_name={loss.teacher_layer_name!r}, "
+        f"student_layer_name={loss.student_layer_name!r}",
+        expected="one of the two",
+        fix="name the layer that makes the output instead.",
+    )
+
+
+def no_output(place: int, outputs: Any) -> ValueError:
+    """Make the error for a place at which there is no output."""
+    return checks.bad_value(
+        f"There is no output {place}.",
+        given=f"on({place}) for outputs {outline(outputs)}",
+        expected="the place of one of several outputs in a list, from 0",
+        fix="name the output, or leave out on() for a model with a single one.",
     )
 
 

@@ -48,6 +48,22 @@ def per_leaf(what: str, given: Any, outputs: Any, else_whole: bool = False) -> l
     )
 
 
+def leaves_like(student: Any, teacher: Any, who: str) -> list[Any]:
+    """Return the teacher's outputs in the student's order, or refuse another structure."""
+    leaves = keras.tree.flatten(teacher)
+    renamed = (
+        isinstance(teacher, dict) and isinstance(student, dict) and set(teacher) ^ set(student)
+    )
+    if renamed or len(leaves) != len(keras.tree.flatten(student)):
+        raise checks.bad_value(
+            f"{who} got different outputs from the two models.",
+            given=f"teacher {outline(teacher)}, student {outline(student)}",
+            expected="the same structure",
+            fix="name one layer of each with teacher_layer_name= and student_layer_name=.",
+        )
+    return leaves
+
+
 def keys_of(outputs: Any) -> list:
     """Return the keys or positions in the order in which `keras.tree` flattens them."""
     if isinstance(outputs, dict):

@@ -80,6 +80,26 @@ class TopKLogits:
         """The shape of all logits, `(batch, …, count)`."""
         return (*tuple(self.logits.shape)[:-1], self.count)
 
+    def stored(self, temperature: Any) -> float:
+        """Return a temperature that was stored, or refuse another one, and a schedule of it.
+
+        Raises:
+            ValueError: "The temperature … was not stored", "A schedule of temperatures was not
+                stored".
+        """
+        number = isinstance(temperature, (int, float))  # at a step, a schedule is a tensor
+        if number and temperature in self.temperatures:
+            return float(temperature)
+        known = ", ".join(map(str, self.temperatures))
+        what = f"The temperature {temperature}" if number else "A schedule of temperatures"
+        more = f"temperatures=({known}, {temperature})" if number else "top_k=None"
+        raise checks.bad_value(
+            f"{what} was not stored with the top {self.k} of {self.count} classes.",
+            given=f"{temperature!r:.80}",
+            expected=f"one of the temperatures of the soft targets: {known}",
+            fix=f"use temperature={self.temperatures[0]}, or build the soft targets with {more}.",
+        )
+
     def _refuse_misfits(self) -> None:
         logits, classes, sums = (
             tuple(part.shape) for part in (self.logits, self.classes, self.log_sum_exp)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_kd import checks, configs, reductions, refusals, schedules
+from keras_kd import checks, configs, reductions, refusals, schedules, top_k
 from keras_kd.distributions import ACTIVATIONS as ACTIVATIONS
 from keras_kd.distributions import Tensor as Tensor
 from keras_kd.features import flat
@@ -28,7 +28,7 @@ from keras_kd.structures import (
     alike,
     as_arrays,
     layer_names,
-    outline,
+    leaves_like,
     per_leaf,
     refuse_unpaired,
     shapes_of,
@@ -147,13 +147,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         ```
         """
         if self.teacher_layer_name or self.student_layer_name or self.takes_all:
-            raise checks.bad_value(
-                f"{type(self).__name__} takes layers, and not an output besides.",
-                given=f"on({output!r}), teacher_layer_name={self.teacher_layer_name!r}, "
-                f"student_layer_name={self.student_layer_name!r}",
-                expected="one of the two",
-                fix="name the layer that makes the output instead.",
-            )
+            raise refusals.layers_besides(self, output)
         one = copy.copy(self)
         one.output = output
         return one
@@ -163,12 +157,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         if isinstance(self.output, int):
             count = len(outputs) if isinstance(outputs, (list, tuple)) else 0
             if not 0 <= self.output < count:
-                raise checks.bad_value(
-                    f"There is no output {self.output}.",
-                    given=f"on({self.output}) for outputs {outline(outputs)}",
-                    expected="the place of one of several outputs in a list, from 0",
-                    fix="name the output, or leave out on() for a model with a single one.",
-                )
+                raise refusals.no_output(self.output, outputs)
             return [self.terms() if i == self.output else None for i in range(len(outputs))]
         return self.terms() if self.output is None else {self.output: self.terms()}
 
@@ -237,6 +226,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         outputs, teacher = as_arrays(student_outputs), as_arrays(teacher_outputs)
         loss = self.at(step)
         if self.takes_all:
+            top_k.refuse(self, teacher)
             masks = map(reductions.mask_of, keras.tree.flatten(outputs))
             mask = next((mask for mask in masks if mask is not None), None)
             teacher, outputs = (
@@ -249,7 +239,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             loss._one_output(term, *leaf)
             for term, *leaf in zip(
                 per_leaf("loss", loss.terms_for(outputs), outputs),
-                self._teacher_leaves(teacher, outputs),
+                leaves_like(outputs, teacher, type(self).__name__),
                 keras.tree.flatten(outputs),
                 per_leaf("y", as_arrays(y), outputs, else_whole=True),
                 per_leaf("sample_weight", as_arrays(sample_weight), outputs),
@@ -260,11 +250,15 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         return sum(values[1:], start=values[0])
 
     def _one_output(self, term: Term, teacher: Any, student: Any, y: Any, weight: Any) -> Tensor:
-        mask = reductions.mask_of(student)
-        teacher, student = reductions.as_float32(teacher), reductions.as_float32(student)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        mask, student = reductions.mask_of(student), reductions.as_float32(student)
+        if not isinstance(teacher, top_k.TopKLogits):
+            teacher = reductions.as_float32(teacher)
+        temperature = self._check_one(term, teacher, student)
         if mask is not None:  # what stands at a padded position has no gradient, NaN or not
             student, y = reductions.blank(student, mask), reductions.blank_labels(y, mask)
+        if temperature is not None:
+            teacher, student = top_k.coarsen(teacher, student, temperature)
+        if mask is not None:
             if alike(tuple(teacher.shape[: len(mask.shape)]), tuple(mask.shape)):
                 teacher = reductions.blank(teacher, mask)
             elif self.ignores_padding:  # the mask says nothing of the teacher's positions
@@ -298,17 +292,40 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         """
         teacher, outputs = as_arrays(teacher_outputs), as_arrays(student_outputs)
         if self.takes_all:
+            top_k.refuse(self, teacher)
             self.check_shapes(shapes_of(teacher), shapes_of(outputs))
             return
         leaves = zip(
             per_leaf("loss", self.terms_for(outputs), outputs),
-            self._teacher_leaves(teacher, outputs),
+            leaves_like(outputs, teacher, type(self).__name__),
             keras.tree.flatten(outputs),
             strict=True,
         )
         for term, t, s in leaves:
             if term is not None:
-                self.check_shapes(tuple(t.shape), tuple(s.shape))
+                self._check_one(term, t, s)
+
+    def _check_one(self, term: Term, teacher: Any, student: Any) -> float | None:
+        """Refuse what cannot be compared; return the temperature at which kept classes can."""
+        kept = isinstance(teacher, top_k.TopKLogits)
+        temperature = self.kept(teacher, term) if kept else None
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        return temperature
+
+    def kept(self, teacher: top_k.TopKLogits, term: Term) -> float:
+        """Return the temperature at which a term compares kept classes and one for the rest.
+
+        A softmax loss of the KL family overrides it; `top_k.coarsen` then makes the logits of both
+        sides for that temperature. Every other loss needs all classes.
+
+        Args:
+            teacher: the logits that the teacher's soft targets hold.
+            term: one of `terms()`: what will get the coarsened logits.
+
+        Raises:
+            ValueError: "… needs all classes, and the teacher's soft targets hold the top …".
+        """
+        raise top_k.needs_all(self, teacher)
 
     def check_layers(self, teacher: Any, student: Any) -> None:
         """Refuse fewer layers of the two models than this loss compares.
@@ -316,31 +333,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         Raises:
             ValueError: "… compares … layers or more of each model".
         """
-        for who, given in (("teacher", teacher), ("student", student)):
-            count = len(given) if isinstance(given, list) else 1
-            if count < self.layers:
-                raise checks.bad_value(
-                    f"{type(self).__name__} compares {self.layers} layers or more of each model.",
-                    given=f"{count} of the {who}",
-                    expected=f"lists of at least {self.layers} layers, in the models' order",
-                    fix='name them: teacher_layer_name=["block1", "block2"], '
-                    'student_layer_name=["block1", "block2"].',
-                )
-
-    def _teacher_leaves(self, teacher: Any, student: Any) -> list[Tensor]:
-        """Return the teacher's outputs in the student's order, or refuse another structure."""
-        leaves = keras.tree.flatten(teacher)
-        renamed = (
-            isinstance(teacher, dict) and isinstance(student, dict) and set(teacher) ^ set(student)
-        )
-        if renamed or len(leaves) != len(keras.tree.flatten(student)):
-            raise checks.bad_value(
-                f"{type(self).__name__} got different outputs from the two models.",
-                given=f"teacher {outline(teacher)}, student {outline(student)}",
-                expected="the same structure",
-                fix="name one layer of each with teacher_layer_name= and student_layer_name=.",
-            )
-        return leaves
+        refusals.refuse_few_layers(self, teacher, student)
 
     def check_shapes(self, teacher: Any, student: Any) -> None:
         """Refuse shapes that this loss cannot compare, before arithmetic could broadcast them."""

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd import checks, keras_losses, schedules
+from keras_kd import checks, keras_losses, schedules, top_k
 from keras_kd.distributions import log_probabilities, relative_entropy
 from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
@@ -153,11 +153,16 @@ class LogitsDistillation(base.DistillationLoss):
         if name == "kl_divergence":
             self._refuse_idle_beta()
             return self._softened(
-                lambda t, s: kl_divergence(t, s, temperature, self.direction, self.beta, activation)
+                name,
+                lambda t, s: kl_divergence(
+                    t, s, temperature, self.direction, self.beta, activation
+                ),
             )
         plain = self.direction == "forward" and self.beta == 0.5
         if name == "categorical_crossentropy" and plain:
-            return self._softened(lambda t, s: soft_cross_entropy(t, s, temperature, activation))
+            return self._softened(
+                name, lambda t, s: soft_cross_entropy(t, s, temperature, activation)
+            )
         if not plain or activation != "softmax":
             raise checks.bad_value(
                 "`direction`, `beta` and `activation` belong to the KL divergence, and mean "
@@ -179,19 +184,40 @@ class LogitsDistillation(base.DistillationLoss):
                 fix='add direction="jensen_shannon", or leave beta out.',
             )
 
-    def _softened(self, function: Callable) -> Callable:
+    def _softened(self, name: str, function: Callable) -> Callable:
         """Make the term of one output; with one of these, this is a softmax (or sigmoid) loss."""
         self.activation = self._activation
+        return _Softened(self, name, function)
 
-        def term(teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
-            base.refuse_single_class(self, tuple(student.shape))
-            return function(teacher, student)
+    def kept(self, teacher: top_k.TopKLogits, term: Callable) -> float:
+        """Return the temperature, where the KL of kept classes and one for the rest can be had.
 
-        return term
+        Raises:
+            ValueError: "… needs all classes", "The temperature … was not stored".
+        """
+        divergence = isinstance(term, _Softened) and term.name == "kl_divergence"
+        if not divergence or self._activation != "softmax":
+            what = f"loss={self.loss!r}, activation={self._activation!r}"
+            raise top_k.needs_all(self, teacher, what)
+        base.refuse_single_class(self, teacher.shape)
+        return teacher.stored(self.temperature)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
         return {**super().get_config(), "activation": self._activation}
+
+
+class _Softened:
+    """The term of one output: a divergence of softened distributions, and which one it is."""
+
+    def __init__(self, loss: base.DistillationLoss, name: str, function: Callable) -> None:
+        self.loss = loss
+        self.name = name
+        self.function = function
+
+    def __call__(self, teacher: Tensor, student: Tensor, y: Tensor = None) -> Tensor:
+        base.refuse_single_class(self.loss, tuple(student.shape))
+        return self.function(teacher, student)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
