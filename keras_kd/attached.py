@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import checks
+from keras_kd import checks, soft_batch
 from keras_kd.outputs import OutputReader, keep_mask
 from keras_kd.taps import TappedModel, check_inputs, output_names
 
@@ -58,6 +58,7 @@ class AttachedTeacher:
 
     def __call__(self, inputs: Any) -> Answer:
         """Ask the teacher; it may be traced."""
+        soft_batch.refuse(inputs, self.name)
         if self.preprocess is not None:
             inputs = self.preprocess(inputs)
         fix = (
@@ -67,6 +68,10 @@ class AttachedTeacher:
         check_inputs(self.tapped.model, inputs, f"Teacher {self.name!r}", fix)
         own, features = self.tapped(inputs, training=False)
         return Answer(self.reader(own), own, features, [own], output_names(self.tapped.model))
+
+    def batch_of(self, inputs: Any) -> Any:
+        """Return what `fit` gets in the place of x for these inputs: the inputs."""
+        return inputs
 
     def learn(self, raw: list) -> None:
         """Look at a first batch's raw outputs, once: refuse NaN, find out what they are."""
@@ -93,6 +98,7 @@ class AttachedEnsemble:
 
     def __call__(self, inputs: Any) -> Answer:
         """Ask every member and combine what they answer."""
+        soft_batch.refuse(inputs, self.name)
         answers = [member(inputs) for member in self.members]
         outputs = [keras.tree.flatten(answer.outputs) for answer in answers]
         self._refuse_other_shapes(outputs)
@@ -101,11 +107,15 @@ class AttachedEnsemble:
             keep_mask(logits[0], self._combine(logits, kind))
             for logits, kind in zip(zip(*outputs, strict=True), kinds, strict=True)
         ]
-        own = [_as_given(z, kind) for z, kind in zip(combined, kinds, strict=True)]
+        own = [as_given(z, kind) for z, kind in zip(combined, kinds, strict=True)]
         pack = keras.tree.pack_sequence_as
         raw = [answer.raw for answer in answers]
         first = answers[0]
         return Answer(pack(first.outputs, combined), pack(first.outputs, own), {}, raw, first.names)
+
+    def batch_of(self, inputs: Any) -> Any:
+        """Return what `fit` gets in the place of x for these inputs: the inputs."""
+        return inputs
 
     def learn(self, raw: list) -> None:
         """Look at a first batch's raw outputs of each member."""
@@ -160,10 +170,10 @@ class AttachedEnsemble:
                 )
 
 
-def _as_given(combined: Any, kind: str) -> Any:
-    """Turn a combined output back into what the members give."""
+def as_given(logits: Any, kind: str) -> Any:
+    """Turn an output in log space back into what a model of this kind gives."""
     activations = {"softmax": ops.softmax, "sigmoid": ops.sigmoid}
-    return activations[kind](combined) if kind in activations else combined
+    return activations[kind](logits) if kind in activations else logits
 
 
 def _log_mean(logs: Sequence[Any], weights: Sequence[float]) -> Any:

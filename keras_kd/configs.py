@@ -11,6 +11,15 @@ import keras
 from keras_kd import checks
 
 _MISSING = object()
+RESTORED = (
+    "student",
+    "students",
+    "distillation_losses",
+    "distillation_loss_weights",
+    "student_loss_weight",
+    "decay",
+)
+"""The parts of a saved Distiller (or another way of teaching) that Keras makes again."""
 
 
 def arguments_of(kept: Any) -> dict[str, Any]:
@@ -20,6 +29,12 @@ def arguments_of(kept: Any) -> dict[str, Any]:
         TypeError: "… does not keep its argument …".
     """
     return {name: serialize(_argument(kept, name)) for name in _names(type(kept))}
+
+
+def restored(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a Distiller's config with its models, losses and schedules made again."""
+    parts = {key: config[key] for key in RESTORED if key in config}
+    return {**config, **keras.saving.deserialize_keras_object(parts)}
 
 
 def _names(cls: type) -> list[str]:

@@ -12,10 +12,12 @@ import tensorflow as tf
 
 from keras_kd import checks, replicas, schedules
 from keras_kd.attached import Answer
+from keras_kd.configs import restored
 from keras_kd.connections import Connections
 from keras_kd.first_look import FirstLook, local_batch, no_labels, nothing_to_train, peek
 from keras_kd.keras_models import computes_in_float16, supports_jit
 from keras_kd.outputs import OutputReader
+from keras_kd.soft_batch import inputs_of
 from keras_kd.taps import TappedModel, call_model, check_inputs, output_names
 from keras_kd.teachers import AbsentTeacher, Teacher, as_teacher, no_model, refuse_shared_weights
 
@@ -37,7 +39,8 @@ class Distiller(keras.Model):
     the teacher is not called.
 
     Args:
-        teacher: a `keras.Model`, a list of them (an ensemble), or a `kd.Teacher`.
+        teacher: a `keras.Model`, a list of them (an ensemble), a `kd.Teacher`, or `kd.SoftTargets`
+            (then `fit` takes `soft_targets.attach(data)`).
         student: a `keras.Model`, Functional, Sequential or subclassed. It is trained in place.
         distillation_losses: one loss or a list, of `kd.losses` or `keras.distillation`.
         distillation_loss_weights: one number or schedule for each loss. Defaults to 1.0 each.
@@ -90,7 +93,7 @@ class Distiller(keras.Model):
             raise no_model("student", student)
         self.student = student
         self.student_loss_weight = schedules.fraction("student_loss_weight", student_loss_weight)
-        self.connections = Connections(distillation_losses, distillation_loss_weights)
+        self.connections = self._connect(distillation_losses, distillation_loss_weights)
         self._tapped = TappedModel(student, self.connections.student_paths)
         self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self._loss_trackers = [keras.metrics.Mean(name=name) for name in self.connections.names]
@@ -102,6 +105,10 @@ class Distiller(keras.Model):
         self._set_teacher(as_teacher(teacher))
         if student.built:
             self.built = True
+
+    def _connect(self, losses: Any, weights: Any) -> Connections:
+        """Join the teacher and the student by the losses; another kind of teaching joins others."""
+        return Connections(losses, weights)
 
     # --- what it is made of ---------------------------------------------------------------------
 
@@ -178,7 +185,7 @@ class Distiller(keras.Model):
         )
         self._look = FirstLook(self._ask, self.learn, self.connections)
         if self._teaching is not None and all(model.built for model in teacher.models):
-            self._look.at_shapes(self.student)
+            self._look.at_shapes(self.student, self._teaching.batch_of)
         refuse_shared_weights(self._teacher.models, self.student)
 
     @property
@@ -230,7 +237,7 @@ class Distiller(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the student's outputs."""
-        return call_model(self.student, inputs, training)
+        return call_model(self.student, inputs_of(inputs), training)
 
     def build(self, input_shape: Any = None) -> None:
         """Build the student, where it is not yet."""
@@ -260,6 +267,7 @@ class Distiller(keras.Model):
 
     def learn(self, x: Any, training: bool) -> Answer:
         """Run the student once, with its taps."""
+        x = inputs_of(x)
         fix = "bring the data to that shape, or make the student for this data."
         check_inputs(self.student, x, f"Student {self.student.name!r}", fix)
         own, features = self._tapped(x, training=training)
@@ -409,21 +417,9 @@ class Distiller(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Distiller:
         """Make the Distiller again, without its teacher."""
-        config = dict(config)
+        config = restored(config)
         shapes = config.pop("shapes")
-        distiller = cls(
-            teacher=AbsentTeacher(**config.pop("teacher")),
-            student=keras.saving.deserialize_keras_object(config.pop("student")),
-            distillation_losses=[
-                keras.saving.deserialize_keras_object(loss)
-                for loss in config.pop("distillation_losses")
-            ],
-            distillation_loss_weights=[
-                schedules.deserialize(w) for w in config.pop("distillation_loss_weights")
-            ],
-            student_loss_weight=schedules.deserialize(config.pop("student_loss_weight")),
-            **config,
-        )
+        distiller = cls(**{**config, "teacher": AbsentTeacher(**config["teacher"])})
         if shapes is not None:
             distiller.connections.join_shapes(shapes)
         return distiller

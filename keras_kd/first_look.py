@@ -30,12 +30,17 @@ class FirstLook:
         self.connections = connections
         self.done = False
 
-    def at_shapes(self, student: keras.Model) -> None:
-        """Pass symbols through both models, where the student says what it takes."""
+    def at_shapes(self, student: keras.Model, batch_of: Callable) -> None:
+        """Pass symbols through both models, where the student says what it takes.
+
+        Args:
+            student: the student.
+            batch_of: makes x of the student's inputs, as the teacher needs it.
+        """
         specs = input_specs(student)
         if specs is not None:
             trace = tf.function(lambda x: self._pass(x)[1].own, autograph=False)
-            trace.get_concrete_function(specs)
+            trace.get_concrete_function(batch_of(specs))
 
     def at_batch(
         self,

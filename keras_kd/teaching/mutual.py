@@ -12,11 +12,11 @@ import keras
 import tensorflow as tf
 
 from keras_kd import checks
+from keras_kd.configs import restored
 from keras_kd.first_look import local_batch, peek
 from keras_kd.losses import LogitsDistillation
 from keras_kd.taps import call_model
 from keras_kd.teachers import no_model
-from keras_kd.teaching.configs import restored
 from keras_kd.teaching.peers import Pupil
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd import soft_batch
 from keras_kd.attached import Answer
 from keras_kd.connections import Connections
 from keras_kd.distiller import Distiller
@@ -39,11 +40,15 @@ class Pupil(Distiller):
         peers: int,
         name: str,
     ) -> None:
+        self._peers = peers
         nobody = AbsentTeacher("its peers", "")
         super().__init__(nobody, student, losses, weights, student_loss_weight, name=name)
-        self.connections = PeerConnections(losses, weights, peers)
         taught, learned = self.connections.teacher_paths, self.connections.student_paths
         self._tapped = TappedModel(student, [*learned, *taught])
+
+    def _connect(self, losses: Any, weights: Any) -> PeerConnections:
+        """Join the student to each of its peers."""
+        return PeerConnections(losses, weights, self._peers)
 
     def meet(self, peers: Sequence[Pupil]) -> None:
         """Learn from these peers from now on."""
@@ -113,7 +118,12 @@ class PeerTeacher:
 
     def __call__(self, inputs: Any) -> Peers:
         """Ask every peer, without training it."""
+        soft_batch.refuse(inputs, self.name)
         return Peers([pupil.learn(inputs, training=False) for pupil in self.pupils])
+
+    def batch_of(self, inputs: Any) -> Any:
+        """Return what `fit` gets in the place of x for these inputs: the inputs."""
+        return inputs
 
     def learn(self, raw: Any) -> None:
         """Leave the look at the values to each pupil's own."""

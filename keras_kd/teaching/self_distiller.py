@@ -9,9 +9,9 @@ import keras
 import tensorflow as tf
 
 from keras_kd import checks, replicas, schedules
+from keras_kd.configs import restored
 from keras_kd.distiller import Distiller
 from keras_kd.teachers import Teacher, no_model
-from keras_kd.teaching.configs import restored
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
