@@ -1,0 +1,1 @@
+"""What the benchmarks in scripts/bench share: networks, contenders, clocks, results."""
