@@ -25,8 +25,7 @@ def batch_level(p: Tensor, q: Tensor) -> Tensor:
         p: `(…, rows, classes)` probabilities.
         q: the same shape.
     """
-    both = ops.concatenate([q - p, q + p], axis=-1)
-    return 0.25 * ops.sum(ops.matmul(both, _products(p, q)) * both, axis=-1)
+    return _batch_level(p, q, _products(p, q))
 
 
 def class_level(p: Tensor, q: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ def class_level(p: Tensor, q: Tensor) -> Tensor:
 
     The difference is −½·(SᵀD + DᵀS) with D and S as above.
     """
-    return _class_level(_products(p, q))
+    return _class_level(_products(p, q), q)
 
 
 def _products(p: Tensor, q: Tensor) -> Tensor:
@@ -43,9 +42,18 @@ def _products(p: Tensor, q: Tensor) -> Tensor:
     return ops.matmul(ops.swapaxes(both, -1, -2), both)
 
 
-def _class_level(products: Tensor) -> Tensor:
+def _batch_level(p: Tensor, q: Tensor, products: Tensor) -> Tensor:
+    both = ops.concatenate([q - p, q + p], axis=-1)
+    return 0.25 * ops.sum(ops.matmul(both, products) * both, axis=-1)
+
+
+def _class_level(products: Tensor, probabilities: Tensor) -> Tensor:
     squares = ops.square(_symmetric(products))
-    return ops.sum(squares, axis=(-1, -2)) / ops.cast(ops.shape(squares)[-1], "float32")
+    return ops.sum(squares, axis=(-1, -2)) / _classes(probabilities)
+
+
+def _classes(probabilities: Tensor) -> Tensor:
+    return ops.cast(ops.shape(probabilities)[-1], "float32")
 
 
 def _symmetric(products: Tensor) -> Tensor:
@@ -82,12 +90,10 @@ def _forward(
     real = present[:, None]
     p, q = ops.exp(log_p) * real, ops.exp(log_q) * real
     products = _products(p, q)
-    both = ops.concatenate([q - p, q + p], axis=-1)
-    resemblance = ops.matmul(both, products)
     rows = (
         weights[0] * ops.square(temperatures[..., 0]) * distributions.relative_entropy(log_p, log_q)
-        + weights[1] * 0.25 * ops.sum(resemblance * both, axis=-1)
-        + weights[2] * _class_level(products)[:, None]
+        + weights[1] * _batch_level(p, q, products)
+        + weights[2] * _class_level(products, q)[:, None]
     )
     return ops.sum(rows, axis=0)
 
@@ -117,9 +123,7 @@ def _backward(
     products, weighted = ops.split(
         ops.matmul(ops.swapaxes(w, -1, -2), ops.concatenate([w, u * w], axis=-1)), 2, axis=-1
     )
-    symmetric = _symmetric(products)
-    classes = ops.cast(ops.shape(symmetric)[-1], "float32")
-    by_class = symmetric * (2.0 * weights[2] * ops.sum(upstream) / classes)
+    by_class = _symmetric(products) * (2.0 * weights[2] * ops.sum(upstream) / _classes(q))
     by_products = 0.5 * weights[1] * _swapped(_halves(weighted))
     by_products += ops.concatenate([by_class, by_class], axis=-2)
     resemblance = 0.5 * weights[1] * _swapped(_halves(products))

@@ -14,6 +14,7 @@ from keras_kd.losses.multi_level import MultiLevelLogits, batch_level, class_lev
 from tests import references
 
 CLASSES = 5
+LEVELS = (batch_level, class_level)
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
 
@@ -107,6 +108,16 @@ def test_a_row_of_the_batch_level_is_one_examples_resemblances(logits):
     expected = np.sum((p @ p.T - q @ q.T) ** 2, axis=-1)
     rows = batch_level(p.astype("float32"), q.astype("float32"))
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_levels_take_several_batches_at_once(rng):
+    p, q = (references.softmax(rng.normal(scale=4.0, size=(3, 8, CLASSES))) for _ in range(2))
+    rows, classes = (level(p.astype("float32"), q.astype("float32")) for level in LEVELS)
+    for number, (one, other) in enumerate(zip(p, q, strict=True)):
+        batch = np.sum((one @ one.T - other @ other.T) ** 2, axis=-1)
+        np.testing.assert_allclose(rows[number], batch, rtol=1e-5, atol=1e-7)
+        expected = np.sum((one.T @ one - other.T @ other) ** 2) / CLASSES
+        assert float(classes[number]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_batch_level_keeps_its_digits_near_the_teacher(logits):
