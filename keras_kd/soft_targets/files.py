@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 DIGEST_BYTES = 16
 
 
-def checksum(data: bytes = b"") -> Any:
+def checksum(data: bytes | memoryview = b"") -> Any:
     """Begin a checksum: BLAKE2b of 16 bytes, as `b2sum --length 128` computes it."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES)
 
@@ -68,6 +69,24 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock(path: Path) -> int | None:
+    """Take a file's lock, which ends with this process at the latest.
+
+    Returns:
+        The open file, to be closed when the work is done; None where another holds the lock.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            return handle
+        os.close(handle)  # its last holder has removed the file in between
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

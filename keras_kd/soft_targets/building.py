@@ -1,0 +1,341 @@
+"""The work of `SoftTargets.build` and `SoftTargets.merge`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_kd
+from keras_kd import checks
+from keras_kd.soft_targets import files
+from keras_kd.soft_targets.asking import AskedFunction, AskedModel, Keeping, asked, refuse_faults
+from keras_kd.soft_targets.examples import Batch, Examples, description
+from keras_kd.soft_targets.layout import FINGERPRINT_BYTES, Layout
+from keras_kd.soft_targets.progress import Told
+from keras_kd.soft_targets.store import BUILDING, MANIFEST, Store
+from keras_kd.soft_targets.writing import Writer, rows_per_shard
+
+Batches = Iterable[tuple[np.ndarray, Callable[[], np.ndarray]]]
+"""Fingerprints of a batch, and a function that gives its rows where they are wanted."""
+SETTINGS = (
+    "layers",
+    "top_k",
+    "temperatures",
+    "dtype",
+    "batch_size",
+    "shard",
+    "kinds",
+    "activation",
+    "layout",
+)
+CLOSE = 0.05  # of the largest number: the same teacher on another machine is nearer
+
+
+def build(
+    teacher: Any,
+    dataset: Any,
+    directory: Path,
+    *,
+    keeping: Keeping,
+    batch_size: int,
+    shard: tuple[int, int] | None,
+    outputs: Any,
+    activation: str,
+    fingerprint: str | None,
+    batched: bool | None,
+    verbose: bool,
+) -> None:
+    """Do the work of `SoftTargets.build`, whose arguments these are."""
+    teacher = asked(teacher, keeping, outputs, activation, fingerprint)
+    examples = Examples(dataset, batch_size, shard, batched, teacher.takes)
+    first, stream = examples.first()
+    signature = examples.signature(first.inputs)
+    layout, kept = teacher.begin(first.inputs, signature)
+    offset, step = shard or (0, 1)
+
+    def rows(kept: Any, names: np.ndarray, start: int) -> np.ndarray:
+        refuse_faults(kept, layout, keeping.dtype, lambda row: offset + step * (start + row))
+        return _as_bytes(layout.rows_of(names, kept.teacher))
+
+    head = rows(kept, first.names, 0)
+
+    def later(batch: Batch, start: int) -> Callable[[], np.ndarray]:
+        return lambda: rows(teacher(batch.inputs), batch.names, start) if start else head
+
+    def batches() -> Iterator[tuple[np.ndarray, Callable[[], np.ndarray]]]:
+        start = 0
+        for batch in stream:
+            yield batch.names, later(batch, start)
+            start += len(batch.names)
+
+    pairs = zip(*map(keras.tree.flatten, (first.inputs, signature)), strict=True)
+    inputs = [description(leaf.numpy(), tuple(spec.shape)[1:]) for leaf, spec in pairs]
+    plan = _plan(teacher, layout, batch_size, shard, inputs)
+    told = Told("soft targets", examples.total, verbose)
+    total = examples.total if examples.total_is_sure else None
+    _write(directory, plan, batches(), head, told, total)
+
+
+def merge(stores: Sequence[Store], directory: Path, verbose: bool) -> None:
+    """Do the work of `SoftTargets.merge`, whose arguments these are."""
+    stores = _in_order(stores)
+    plan = {**stores[0].manifest["build"], "shard": None}
+    count = sum(store.count for store in stores)
+    size: int = plan["batch_size"]
+    sharded = stores[0].manifest["build"]["shard"] is not None
+    take = _interleaved if sharded else _one_after_the_other
+
+    def later(rows: np.ndarray) -> Callable[[], np.ndarray]:
+        return lambda: rows
+
+    def batches() -> Iterator[tuple[np.ndarray, Callable[[], np.ndarray]]]:
+        for start in range(0, count, size):
+            rows = take(stores, np.arange(start, min(start + size, count)))
+            yield rows[:, :FINGERPRINT_BYTES], later(rows)
+
+    head = take(stores, np.arange(min(size, count)))
+    _write(directory, plan, batches(), head, Told("merging", count, verbose), count)
+
+
+def _write(
+    directory: Path,
+    plan: Mapping[str, Any],
+    batches: Batches,
+    head: np.ndarray,
+    told: Told,
+    total: int | None,
+) -> None:
+    """Fill a folder with rows, go on with it, or see that it is complete."""
+    with told:
+        if (directory / MANIFEST).is_file() and not (directory / BUILDING).exists():
+            return _see_that_it_is_the_same(directory, plan, head, told, total)
+        with Writer(directory) as writer:
+            if writer.is_complete:
+                return _see_that_it_is_the_same(directory, plan, head, told, total)
+            old = writer.planned
+            words = "an unknown number of" if total is None else f"{total:,}"
+            writer.begin(plan, words)
+            if old is not None:
+                stored = writer.stored(0) if writer.kept else None
+                _refuse_other(directory, old, plan, stored, head)
+            data = _fill(writer, batches, told)
+            writer.finish(data)
+        told.end(directory, Store.open(directory).bytes)
+    return None
+
+
+def _fill(writer: Writer, batches: Batches, told: Told) -> str:
+    """Write what is missing; return the fingerprint of all the data."""
+    data, seen = files.checksum(), 0
+    for number, (names, rows) in enumerate(batches):
+        data.update(np.ascontiguousarray(names))
+        kept = number < writer.kept
+        if not kept:
+            writer.append(rows())
+        elif not np.array_equal(writer.stored(number)[:, :FINGERPRINT_BYTES], names):
+            raise _other_data(writer.directory, number * writer.batch_size)
+        told.advance(len(names), kept=kept)
+        seen += 1
+    if seen < writer.kept:
+        raise _other_data(writer.directory, seen * writer.batch_size)
+    return data.hexdigest()
+
+
+def _see_that_it_is_the_same(
+    directory: Path, plan: Mapping[str, Any], head: np.ndarray, told: Told, total: int | None
+) -> None:
+    """Accept a complete store of the same build, or refuse it."""
+    store = Store.open(directory)
+    stored = store.rows(np.arange(min(len(head), store.count)))
+    _refuse_other(directory, store.manifest["build"], plan, stored, head)
+    if total not in (None, store.count):
+        raise _other_data(directory, min(total or 0, store.count))
+    told.say(f"{directory} is already complete: {store.count:,} examples")
+
+
+def _refuse_other(
+    directory: Path,
+    old: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    stored: np.ndarray | None,
+    head: np.ndarray,
+) -> None:
+    """Refuse to go on with a build of other settings, data or teacher than this one."""
+    changed = [key for key in SETTINGS if _setting(old, key) != _setting(plan, key)]
+    if changed:
+        differ = [
+            f"{key}={_setting(plan, key)!r:.60} (there: {_setting(old, key)!r:.60})"
+            for key in changed
+        ]
+        raise _other_build(directory, "; ".join(differ))
+    names = slice(FINGERPRINT_BYTES)
+    if stored is not None and not np.array_equal(stored[:, names], head[:, names]):
+        raise _other_data(directory, 0)
+    if old["teacher"]["fingerprint"] != plan["teacher"]["fingerprint"]:
+        mine, theirs = (
+            f"{side['teacher']['name']!r}, fingerprint {side['teacher']['fingerprint']:.12}"
+            for side in (plan, old)
+        )
+        raise _other_build(directory, f"teacher {mine} (there: {theirs})", plan)
+    if stored is not None and not _agree(stored, head, Layout.from_json(plan["layout"])):
+        given = f"teacher {plan['teacher']['name']!r} of the same weights, with other answers"
+        raise _other_build(directory, given, plan)
+
+
+def _setting(build: Mapping[str, Any], key: str) -> Any:
+    return build["answer"][key] if key in ("kinds", "activation") else build[key]
+
+
+def _agree(stored: np.ndarray, head: np.ndarray, layout: Layout) -> bool:
+    """Say whether a teacher answers as it did, but for rounding."""
+    old, new = (rows.view(layout.record)[:, 0] for rows in (stored, head))
+    for number, column in enumerate(layout.columns):
+        if not column.dtype.startswith("float"):
+            continue
+        was, now = (rows[str(number)].astype(np.float64) for rows in (old, new))
+        if np.abs(was - now).max(initial=0.0) > CLOSE * np.abs(was).max(initial=0.0):
+            return False
+    return True
+
+
+def _other_build(directory: Path, given: str, plan: Mapping[str, Any] | None = None) -> ValueError:
+    fix = "build into another folder, or delete this one."
+    if plan is not None and plan["teacher"]["function"]:
+        fix += (
+            " A function is known by its answers to the first batch; where these differ a little "
+            'from run to run, name it: fingerprint="my model, version 1".'
+        )
+    return checks.bad_value(
+        f"{directory} holds another build.",
+        given=given,
+        expected="the teacher and the settings that it was begun with",
+        fix=fix,
+    )
+
+
+def _other_data(directory: Path, row: int) -> ValueError:
+    return checks.bad_value(
+        f"The data is not what the build in {directory} began with.",
+        given=f"other examples from row {row:,} on, or another number of them",
+        expected="the same examples in the same order",
+        fix="build from the same data, or into another folder.",
+    )
+
+
+def _plan(
+    teacher: AskedModel | AskedFunction,
+    layout: Layout,
+    batch_size: int,
+    shard: tuple[int, int] | None,
+    inputs: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Write down what decides about the bytes, and where they come from."""
+    keeping = teacher.keeping
+    versions = {
+        "keras": keras.__version__,
+        "keras_kd": keras_kd.__version__,
+        "tensorflow": tf.__version__,
+    }
+    return {
+        "teacher": {
+            "name": teacher.name,
+            "fingerprint": teacher.fingerprint(),
+            "function": teacher.is_function,
+        },
+        "answer": {
+            "kinds": teacher.kinds,
+            "names": teacher.names,
+            "structure": teacher.structure,
+            "activation": teacher.activation,
+        },
+        "inputs": inputs,
+        "layers": list(keeping.layers),
+        "top_k": keeping.top_k,
+        "temperatures": list(keeping.temperatures) if keeping.top_k else None,
+        "dtype": keeping.dtype,
+        "batch_size": batch_size,
+        "shard": None if shard is None else list(shard),
+        "layout": layout.to_json(),
+        "rows_per_shard": rows_per_shard(batch_size, layout.row_bytes),
+        "versions": versions,
+    }
+
+
+def _in_order(stores: Sequence[Store]) -> list[Store]:
+    """Refuse stores that are no parts of one whole; put shards in their order."""
+    builds = [store.manifest["build"] for store in stores]
+    for store, build in zip(stores, builds, strict=True):
+        keys = [
+            key
+            for key in SETTINGS
+            if key != "shard" and _setting(build, key) != _setting(builds[0], key)
+        ]
+        if build["teacher"]["fingerprint"] != builds[0]["teacher"]["fingerprint"]:
+            keys.insert(0, "teacher")
+        if keys:
+            raise checks.bad_value(
+                f"{store.directory} and {stores[0].directory} are not of one build.",
+                given=f"another {', '.join(keys)}",
+                expected="stores of one teacher and the same settings",
+                fix="build them with the same teacher and arguments, but for `shard`.",
+            )
+    shards = [build["shard"] for build in builds]
+    if not any(shards):
+        return list(stores)
+    count = max(shard[1] for shard in shards if shard)
+    if sorted(shards, key=str) != sorted(([n, count] for n in range(count)), key=str):
+        raise checks.bad_value(
+            "The stores are not the shards of one build, each once.",
+            given=f"shards {', '.join(map(str, shards))}",
+            expected=f"{count} stores: shard=(0, {count}) to ({count - 1}, {count})",
+            fix="merge all the shards in one call, each once.",
+        )
+    ordered = [store for _, store in sorted(zip(shards, stores, strict=True), key=_number)]
+    _refuse_other_lengths(ordered)
+    return ordered
+
+
+def _number(pair: tuple[list[int], Store]) -> int:
+    return pair[0][0]
+
+
+def _refuse_other_lengths(stores: list[Store]) -> None:
+    """Refuse shards whose lengths are not those of one data set."""
+    counts = [store.count for store in stores]
+    total = sum(counts)
+    expected = [len(range(number, total, len(stores))) for number in range(len(stores))]
+    if counts != expected:
+        raise checks.bad_value(
+            "The shards were not built from one data set.",
+            given=f"{counts} examples",
+            expected=f"{expected} of {total:,}",
+            fix="build every shard from the whole data set, with shard=(i, n).",
+        )
+
+
+def _interleaved(stores: Sequence[Store], numbers: np.ndarray) -> np.ndarray:
+    rows = np.empty((len(numbers), stores[0].row_bytes), np.uint8)
+    for number, store in enumerate(stores):
+        mine = numbers % len(stores) == number
+        rows[mine] = store.rows(numbers[mine] // len(stores))
+    return rows
+
+
+def _one_after_the_other(stores: Sequence[Store], numbers: np.ndarray) -> np.ndarray:
+    ends = np.cumsum([store.count for store in stores])
+    owner = np.searchsorted(ends, numbers, side="right")
+    rows = np.empty((len(numbers), stores[0].row_bytes), np.uint8)
+    for number, store in enumerate(stores):
+        mine = owner == number
+        if mine.any():
+            rows[mine] = store.rows(numbers[mine] - (ends[number] - store.count))
+    return rows
+
+
+def _as_bytes(records: np.ndarray) -> np.ndarray:
+    return records.view(np.uint8).reshape(len(records), -1)
