@@ -79,6 +79,10 @@ class LogitsDistillation(base.DistillationLoss):
 
         T² · KL(softmax(t/T) ‖ softmax(s/T)), averaged over the batch
 
+    On soft targets that hold the top k logits (`kd.SoftTargets.build(top_k=…)`) the KL divergence,
+    in any direction, is that over the kept classes and one class for all the others: a lower bound
+    of the one over all classes. T must be one of the stored temperatures.
+
     Args:
         temperature: T > 0, or a `LearningRateSchedule` of it. Higher is softer. Defaults to 3.0.
         loss: `"kl_divergence"` or `"categorical_crossentropy"` (or Keras's objects of these): the
@@ -96,7 +100,7 @@ class LogitsDistillation(base.DistillationLoss):
         ValueError: "`temperature` must be positive", "There is no direction …", "There is no loss
             …", "`beta` belongs to the Jensen-Shannon divergence", "`direction`, `beta` and
             `activation` belong to …", "A softmax over one class is
-            constant".
+            constant"; on the top k logits "… needs all classes" and "… was not stored".
 
     Reference:
         Hinton et al. 2015, section 2 (soft targets and the T² of section 2.1); Agarwal et al. 2024,
