@@ -131,7 +131,7 @@ def alternate(runners: dict[str, Any], rounds: int, seconds: float, words: str) 
     Each round begins with another runner, and every other one goes backwards.
     """
     calls = {
-        name: max(2, round(seconds / (runner.steps * runner.time(2))))
+        name: max(1, round(seconds / (runner.steps * runner.time(1))))
         for name, runner in runners.items()
     }
     times: dict[str, list[float]] = {name: [] for name in runners}

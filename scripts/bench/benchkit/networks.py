@@ -52,11 +52,11 @@ PAIRS = {
     ),
     "cnn": Pair(
         kind="cnn",
-        teacher=(32, 64, 128, 64),
-        student=(16, 32, 64),
+        teacher=(16, 32, 64, 32),
+        student=(8, 16, 32),
         hint=("block2", "block2"),
         equal=("block4", "block3"),
-        scale=4,
+        scale=8,
     ),
     "transformer": Pair(
         kind="transformer",
