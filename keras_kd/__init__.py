@@ -31,9 +31,12 @@ _HOMES = {
     "compare": "keras_kd.evaluation",
     "reuse_classifier": "keras_kd.reused_classifier",
     "MutualDistiller": "keras_kd.teaching",
+    "SoftTargets": "keras_kd.soft_targets",
+    "SoftBatch": "keras_kd.soft_batch",
+    "ReplayableAugmentation": "keras_kd.augmentation",
     "export_student": "keras_kd.export",
 }
-_ROOMS = ("callbacks", "data", "losses", "metrics", "teaching")
+_ROOMS = ("augmentation", "callbacks", "data", "losses", "metrics", "teaching")
 
 __all__ = [
     "Distiller",
@@ -41,8 +44,12 @@ __all__ = [
     "FeatureDistillation",
     "LogitsDistillation",
     "MutualDistiller",
+    "ReplayableAugmentation",
+    "SoftBatch",
+    "SoftTargets",
     "Teacher",
     "__version__",
+    "augmentation",
     "callbacks",
     "compare",
     "data",
@@ -55,13 +62,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from keras_kd import callbacks, data, losses, metrics, teaching
+    from keras_kd import augmentation, callbacks, data, losses, metrics, teaching
+    from keras_kd.augmentation import ReplayableAugmentation
     from keras_kd.distiller import Distiller
     from keras_kd.evaluation import compare
     from keras_kd.export import export_student
     from keras_kd.loading import load_distiller
     from keras_kd.losses import FeatureDistillation, LogitsDistillation
     from keras_kd.reused_classifier import reuse_classifier
+    from keras_kd.soft_batch import SoftBatch
+    from keras_kd.soft_targets import SoftTargets
     from keras_kd.teachers import EnsembleTeacher, Teacher
     from keras_kd.teaching import MutualDistiller
 

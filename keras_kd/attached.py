@@ -91,7 +91,7 @@ class AttachedEnsemble:
     """Several attached teachers as one."""
 
     def __init__(self, ensemble: Any) -> None:
-        self.members = [member.attach() for member in ensemble.members]
+        self.members = [member.attached() for member in ensemble.members]
         self.name = ensemble.name
         self.weights = ensemble.weights
         self.activation = ensemble.activation

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 from keras.distillation import DistillationLoss as KerasLoss
 
-from keras_kd import checks, reductions, replicas, schedules
+from keras_kd import checks, reductions, replicas, schedules, top_k
 from keras_kd.attached import Answer
 from keras_kd.losses import base
 
@@ -259,7 +259,13 @@ def _compared(loss: KerasLoss, kinds: list[str], outputs: Sequence[str]) -> set[
 
 
 def _pair(loss: KerasLoss, teacher: Answer, student: Answer) -> tuple[Any, Any]:
-    return _pick(loss, teacher, "teacher_layer_name"), _pick(loss, student, "student_layer_name")
+    t, cls = _pick(loss, teacher, "teacher_layer_name"), type(loss)
+    if (
+        cls.compute_loss is not base.DistillationLoss.compute_loss
+        or cls.connector is not base.DistillationLoss.connector
+    ):
+        top_k.refuse(loss, _compared_part(loss, t))  # the base class does it for the others
+    return t, _pick(loss, student, "student_layer_name")
 
 
 def _pick(loss: KerasLoss, answer: Answer, argument: str) -> Any:

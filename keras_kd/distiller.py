@@ -173,7 +173,7 @@ class Distiller(keras.Model):
         self._teaching: Any = None
         self.train_function: Callable | None = None
         if not isinstance(teacher, AbsentTeacher):
-            self._teaching = teacher.attach(self.connections.teacher_paths)
+            self._teaching = teacher.attached(self.connections.teacher_paths)
         stated = ["values" if kind == "values" else "auto" for kind in teacher.stated]
         self._reader = OutputReader(
             self.student,
@@ -277,7 +277,7 @@ class Distiller(keras.Model):
         if not self.needs_teacher:
             return None
         if self._teaching is None:
-            self._teacher.attach()  # says that the teacher is absent
+            self._teacher.attached()  # says that the teacher is absent
         return self._teaching(x)
 
     def _total_loss(self, teacher: Answer | None, student: Answer, y: Any, weight: Any) -> Any:

@@ -119,7 +119,7 @@ def compare(
     """
     _check_students(students)
     teaching = as_teacher(teacher)
-    taught = _Asked(teaching.attach())
+    taught = _Asked(teaching.attached())
     pupils: dict[str, _Asked] = {}
     measures: dict[str, _Measures] = {}
     for x, y, weight in _batches(data, batch_size):

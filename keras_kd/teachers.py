@@ -89,13 +89,13 @@ class Teacher:
         """The model's name."""
         return self.model.name
 
-    def attach(self, paths: Iterable[str] = ()) -> AttachedTeacher | AttachedEnsemble:
+    def attached(self, paths: Iterable[str] = ()) -> AttachedTeacher | AttachedEnsemble:
         """Make the form that a Distiller calls: with taps, and one look at the first batch."""
         return AttachedTeacher(self, paths)
 
     def __call__(self, inputs: Any) -> Any:
         """Return outputs in log space for one batch, having looked at its values."""
-        attached = self.attach()
+        attached = self.attached()
         attached.learn(attached(inputs).raw)
         return attached(inputs).outputs
 
@@ -189,7 +189,7 @@ class EnsembleTeacher(Teacher):
         """Return a hash of the members' layers and weights, and of their shares."""
         return fingerprint(self.models, np.round(self.weights, 6).tolist())
 
-    def attach(self, paths: Iterable[str] = ()) -> AttachedEnsemble:
+    def attached(self, paths: Iterable[str] = ()) -> AttachedEnsemble:
         """Make the form that a Distiller calls; an ensemble has no intermediates of its own."""
         paths = list(paths)
         if paths:
@@ -216,7 +216,7 @@ class AbsentTeacher:
         """Return the fingerprint of the teacher that was."""
         return self._fingerprint
 
-    def attach(self, paths: Iterable[str] = ()) -> AttachedTeacher:
+    def attached(self, paths: Iterable[str] = ()) -> AttachedTeacher:
         """Say that the teacher must be attached again."""
         raise checks.bad_value(
             "This Distiller was loaded without its teacher.",

@@ -32,12 +32,14 @@ FLOORS = (
         "refusals",
         "replicas",
         "schedules",
+        "soft_batch",
         "student_losses",
         "taps",
     ),
+    ("augmentation", "top_k"),
     ("attached", "detection", "losses", "tasks"),
     ("teachers",),
-    ("connections", "reused_classifier"),
+    ("connections", "reused_classifier", "soft_targets"),
     ("first_look",),
     ("distiller",),
     ("callbacks", "evaluation", "export", "loading", "teaching"),
@@ -56,6 +58,7 @@ TRAINING = {
     "first_look",
     "loading",
     "reused_classifier",
+    "soft_targets",
     "teaching",
 }
 SHIPPING = {"export"}

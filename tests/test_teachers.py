@@ -81,7 +81,7 @@ def test_nothing_in_the_teacher_is_changed(x) -> None:
     attributes = [set(vars(part)) for part in parts]
     weights, config = model.get_weights(), model.get_config()
     trainable = [part.trainable for part in parts]
-    attached = kd.Teacher(model).attach(["norm"])
+    attached = kd.Teacher(model).attached(["norm"])
     first, second = attached(x), attached(x)
     attached.learn(first.raw)
     np.testing.assert_array_equal(first.outputs, second.outputs)  # so no dropout
@@ -95,7 +95,7 @@ def test_nothing_in_the_teacher_is_changed(x) -> None:
 def test_features_come_with_the_same_pass(x) -> None:
     hidden = layers.Dense(5, name="hidden")
     model = keras.Sequential([keras.Input((4,)), hidden, layers.Dense(3, activation="softmax")])
-    answer = kd.Teacher(model).attach(["hidden"])(x)
+    answer = kd.Teacher(model).attached(["hidden"])(x)
     np.testing.assert_array_equal(answer.features["hidden"], hidden(x))
     np.testing.assert_array_equal(answer.own, model(x))
     assert answer.raw == [answer.own]
@@ -184,10 +184,10 @@ def test_an_ensemble_inside_an_ensemble_is_one_more_member(x) -> None:
 
 def test_an_ensemble_answers_in_its_members_own_terms_too(x) -> None:
     soft = [affine(activation="softmax"), affine(activation="softmax")]
-    attached = as_teacher(soft).attach()
+    attached = as_teacher(soft).attached()
     expected = np.mean([softmax(logits_of(model, x)) for model in soft], axis=0)
     np.testing.assert_allclose(attached(x).own, expected, atol=1e-6)
-    plain = as_teacher([affine(), affine()]).attach()(x)
+    plain = as_teacher([affine(), affine()]).attached()(x)
     np.testing.assert_array_equal(plain.own, plain.outputs)
 
 
@@ -231,7 +231,7 @@ def test_an_ensemble_needs_members_and_weights_that_fit() -> None:
     with pytest.raises(ValueError, match="did you mean 'softmax'"):
         kd.EnsembleTeacher(models, activation="softmx")
     with pytest.raises(ValueError, match=r"no layer to learn features from[\s\S]*'hidden'"):
-        kd.EnsembleTeacher(models).attach(["hidden"])
+        kd.EnsembleTeacher(models).attached(["hidden"])
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_an_absent_teacher_says_how_to_attach_it() -> None:
     assert absent.fingerprint() == "0123456789abcdef"
     words = r"loaded without its teacher[\s\S]*'big', fingerprint 0123456789ab[\s\S]*attach_teacher"
     with pytest.raises(ValueError, match=words):
-        absent.attach()
+        absent.attached()
 
 
 # --- fingerprints -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_kd import losses
+from keras_kd.attached import Answer
 from keras_kd.connections import Connections
 from keras_kd.losses import LogitsDistillation
 from keras_kd.top_k import TopKLogits, coarsen, keep
@@ -459,6 +460,57 @@ def test_every_other_loss_needs_all_classes(rng, case):
         loss.check(several, outputs)
     with pytest.raises(ValueError, match=f"{case.kind.__name__} {NEEDS_ALL}"):
         loss.compute_loss(several, outputs, y=case.labels(rng))
+
+
+@cases.of(lambda case: not serves(case))
+def test_a_distillers_connections_refuse_before_a_trained_part_is_made(rng, case):
+    teacher, student = pair(rng, (8, 5))
+    connections = Connections(case.make(), None)
+    answers = case.answer(kept(teacher, 3)), case.answer(tf.constant(student))
+    with pytest.raises(ValueError, match=f"{case.kind.__name__} {NEEDS_ALL}"):
+        connections.join(*answers)
+        connections.check(*answers)
+    assert not connections.connectors
+
+
+class OwnComputation(losses.DistillationLoss):
+    """A user's loss that computes all by itself."""
+
+    def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
+        return keras.ops.mean(teacher_outputs - student_outputs)
+
+
+@pytest.mark.parametrize(
+    "loss", [keras.distillation.LogitsDistillation(), OwnComputation()], ids=["keras", "own"]
+)
+def test_a_loss_that_computes_by_itself_is_not_given_kept_classes(rng, loss):
+    teacher, student = pair(rng, (8, 5))
+    connections, case = Connections(loss, None), cases.Case(LogitsDistillation)
+    answers = case.answer(kept(teacher, 3)), case.answer(tf.constant(student))
+    for refused in (
+        connections.join,
+        connections.check,
+        lambda t, s: connections.values(t, s, None, None, 0),
+    ):
+        with pytest.raises(ValueError, match=f"{type(loss).__name__} {NEEDS_ALL}"):
+            refused(*answers)
+
+
+def test_a_trained_part_for_a_whole_output_stands_beside_a_kept_one(rng):
+    teacher, student = pair(rng, (8, 5))
+    hint = losses.FeatureDistillation().on("b")
+    connections = Connections([LogitsDistillation(1.0).on("a"), hint], None)
+    sides = (
+        {"a": kept(teacher, 3), "b": tf.constant(teacher)},
+        {"a": tf.constant(student), "b": tf.constant(student[:, :4])},
+    )
+    answers = [Answer(side, side, {}, [side]) for side in sides]
+    connections.join(*answers)
+    connections.check(*answers)
+    (first, _), (second, _) = connections.values(*answers, None, None, 0)
+    expected = oracle(teacher, student, best(teacher, 3), 1.0).mean()
+    assert float(first) == pytest.approx(expected, rel=1e-5)
+    assert len(connections.connectors) == 1 and np.isfinite(second)
 
 
 @cases.of(serves)

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 
 from keras_kd import checks
-from keras_kd.soft_targets import building
+from keras_kd.soft_targets import attaching, building
+from keras_kd.soft_targets.answering import AttachedTargets
 from keras_kd.soft_targets.asking import Keeping
 from keras_kd.soft_targets.examples import in_words
 from keras_kd.soft_targets.layout import DTYPES
@@ -74,6 +75,76 @@ class SoftTargets(Teacher):
     def fingerprint(self) -> str:
         """Return the fingerprint of the teacher that was asked."""
         return self.store.manifest["build"]["teacher"]["fingerprint"]
+
+    @property
+    def stated(self) -> list[str]:
+        """What each output is, as it was found when the teacher was asked."""
+        return self.store.manifest["build"]["answer"]["kinds"]
+
+    def __call__(self, inputs: Any) -> Any:
+        """Refuse plain inputs: the teacher is not here to be asked.
+
+        Raises:
+            ValueError: "Soft targets are no model".
+        """
+        raise checks.bad_value(
+            "Soft targets are no model that could be asked.",
+            given=f"a call of {self!r}",
+            expected="a data set that the teacher saw",
+            fix="use soft_targets.attach(data), whose batches carry the answers.",
+        )
+
+    def attached(self, paths: Iterable[str] = ()) -> AttachedTargets:  # type: ignore[override]
+        """Make the form that a Distiller calls, which reads what came with the batch."""
+        return AttachedTargets(self.store, paths)
+
+    def attach(self, dataset: Any, *, batched: bool | None = None) -> Any:
+        """Join the stored answers to the examples of a data set, for `fit`.
+
+        An example is found where the order of the store has it, and else by its content, so the
+        data may come in another order. While the order holds, every example of one whole pass is
+        checked, and after that one in 16. The rows are read from the disk by memory map, ahead of
+        the training.
+
+        Args:
+            dataset: a `tf.data.Dataset` of x, (x, y) or (x, y, weights), batched or not; or arrays.
+                Before `attach` the examples must be what the teacher saw (views of a
+                `kd.ReplayableAugmentation` too); shuffle, repeat and batch before it or after.
+            batched: whether `dataset` is batched, where the shapes do not tell.
+
+        Returns:
+            A `tf.data.Dataset` of `(kd.SoftBatch(x, teacher), y[, weights])`, batched as it came;
+            of `(kd.SoftBatch(x, teacher),)` without labels.
+
+        Raises:
+            ValueError: "There are no soft targets for …" (for a later batch, as the message of
+                TensorFlow's error), "The data is empty", "It is not clear whether the data is
+                batched".
+            TypeError: "The data is no data set", "An example is no dense tensor".
+
+        Example:
+        ```python
+        import tempfile
+
+        import keras, numpy as np, tensorflow as tf
+        import keras_kd as kd
+
+        x, y = np.random.rand(32, 4).astype("float32"), np.arange(32) % 3
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+        teacher, student = (
+            keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in range(2)
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            soft = kd.SoftTargets.build(teacher, data, f"{folder}/soft", verbose=0)
+            distiller = kd.Distiller(soft, student, kd.LogitsDistillation(temperature=4.0))
+            distiller.compile(
+                "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            )
+            history = distiller.fit(soft.attach(data).shuffle(4), epochs=2, verbose=0)
+        print(len(history.history["loss"]))  # 2
+        ```
+        """
+        return attaching.attach(self.store, dataset, batched)
 
     def __len__(self) -> int:
         """Count the examples."""

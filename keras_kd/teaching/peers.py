@@ -112,7 +112,7 @@ class PeerTeacher:
         """Return a hash of the peers' layers and weights."""
         return fingerprint(self.models)
 
-    def attach(self, paths: Iterable[str] = ()) -> PeerTeacher:
+    def attached(self, paths: Iterable[str] = ()) -> PeerTeacher:
         """Return itself: the pupils have their taps."""
         return self
 

@@ -1,0 +1,90 @@
+"""Soft targets as a Distiller uses them: a teacher whose answers come with the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from keras_kd import checks
+from keras_kd.attached import Answer, as_given
+from keras_kd.soft_batch import SoftBatch
+from keras_kd.soft_targets.layout import Leaf, TopK
+from keras_kd.soft_targets.store import Store
+from keras_kd.top_k import TopKLogits
+
+
+class AttachedTargets:
+    """The stored answers of one teacher, where a Distiller expects a model that it asks.
+
+    Args:
+        store: the store, for what its rows hold.
+        paths: the teacher's layers that the losses name.
+
+    Raises:
+        ValueError: "There is no stored layer …".
+    """
+
+    def __init__(self, store: Store, paths: Iterable[str]) -> None:
+        self._layout = store.layout
+        self._said = store.manifest["build"]["answer"]
+        self._directory = store.directory
+        for path in paths:
+            if path not in self._layout.layers:
+                raise checks.unknown_name("stored layer", path, list(self._layout.layers))
+
+    def __call__(self, batch: Any) -> Answer:
+        """Read the answer that came with the batch.
+
+        Raises:
+            ValueError: "The batches carry no soft targets".
+        """
+        if not isinstance(batch, SoftBatch):
+            raise checks.bad_value(
+                "The batches carry no soft targets, and there is no other teacher.",
+                given=f"plain inputs, and the soft targets of {self._directory}",
+                expected="batches of kd.SoftBatch",
+                fix="fit on soft_targets.attach(data).",
+            )
+        stored = batch.teacher["outputs"]
+        leaves = [
+            _in_log_space(leaf, part)
+            for leaf, part in zip(
+                self._layout.outputs, stored if self._layout.several else [stored], strict=True
+            )
+        ]
+        own = [
+            leaf if isinstance(leaf, TopKLogits) else as_given(leaf, kind)
+            for leaf, kind in zip(leaves, self.kinds, strict=True)
+        ]
+        layers = {
+            path: keras.ops.cast(layer, "float32")
+            for path, layer in batch.teacher["layers"].items()
+        }
+        pack, structure = keras.tree.pack_sequence_as, self._said["structure"]
+        return Answer(
+            pack(structure, leaves), pack(structure, own), layers, [], self._said["names"]
+        )
+
+    def batch_of(self, inputs: Any) -> SoftBatch:
+        """Return what `fit` gets in the place of x for these inputs (or their specs)."""
+        return SoftBatch(inputs, self._layout.specs())
+
+    def learn(self, raw: list) -> None:
+        """Look at nothing: the values were checked when they were stored."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """What each output is: `"logits"`, `"softmax"`, `"sigmoid"` or `"values"`."""
+        return self._said["kinds"]
+
+    def presumed(self, count: int) -> list[str]:
+        """What each of `count` outputs is."""
+        return self.kinds
+
+
+def _in_log_space(leaf: Leaf, stored: Any) -> Any:
+    if isinstance(leaf, TopK):
+        return TopKLogits(**stored, temperatures=leaf.temperatures, count=leaf.shape[-1])
+    return keras.ops.cast(stored, "float32")
