@@ -1,0 +1,329 @@
+"""`SoftTargets.attach`: every example gets its own row, in any order, or is refused."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_kd as kd
+from keras_kd.soft_targets import attaching, fingerprints
+from keras_kd.soft_targets.attaching import EVERY, RowFinder
+
+COUNT = 100
+
+
+def triple(x):
+    """A teacher whose answer to an example says which example it was."""
+    return np.stack([3.0 * x[:, 0], x[:, 0] - 1.0], axis=-1)
+
+
+@pytest.fixture(scope="module")
+def examples() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(3).normal(size=(COUNT, 4)).astype("float32")
+    return x, np.arange(COUNT)
+
+
+@pytest.fixture(scope="module")
+def soft(examples, tmp_path_factory) -> kd.SoftTargets:
+    folder = tmp_path_factory.mktemp("soft") / "store"
+    return kd.SoftTargets.build(
+        triple, examples[0], folder, dtype="float32", outputs="values", batch_size=16, verbose=0
+    )
+
+
+def plain(examples) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(examples)
+
+
+def seen(dataset, examples) -> list[int]:
+    """The labels that come, in order; each input and each target must be that label's own."""
+    labels = []
+    for batch, y in dataset.as_numpy_iterator():
+        inputs, outputs = np.atleast_2d(batch.inputs), np.atleast_2d(batch.teacher["outputs"])
+        y = np.atleast_1d(y)
+        np.testing.assert_array_equal(inputs, examples[0][y])
+        np.testing.assert_array_equal(outputs, triple(examples[0][y]).astype("float32"))
+        labels += y.tolist()
+    return labels
+
+
+ORDERS = {
+    "one by one": lambda ds: ds,
+    "batched": lambda ds: ds.batch(16),
+    "batched unlike the build": lambda ds: ds.batch(7),
+    "without the remainder": lambda ds: ds.batch(16, drop_remainder=True),
+    "in one batch": lambda ds: ds.batch(COUNT),
+    "repeated before": lambda ds: ds.repeat(3).batch(7),
+    "repeated after batching": lambda ds: ds.batch(7).repeat(3),
+    "shuffled before": lambda ds: ds.shuffle(COUNT, seed=1).batch(16),
+    "shuffled batches before": lambda ds: ds.batch(9).shuffle(20, seed=1),
+    "shuffled one by one": lambda ds: ds.shuffle(30, seed=2),
+    "backwards": lambda ds: ds.batch(COUNT).map(lambda x, y: (x[::-1], y[::-1])).rebatch(8),
+    "in batches of many sizes": lambda ds: ds.batch(10).concatenate(ds.batch(3)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_example_gets_its_own_row(soft, examples, order):
+    given = ORDERS[order](plain(examples))
+    attached = soft.attach(given)
+    expected = [y for _, ys in given.as_numpy_iterator() for y in np.atleast_1d(ys)]
+    first = seen(attached, examples)
+    assert len(first) == len(expected)
+    assert sorted(first) == sorted(expected)
+    assert sorted(seen(attached, examples)) == sorted(expected), "and in a second pass"
+    assert attached.cardinality() == given.cardinality()
+    assert attached.element_spec[0].inputs == given.element_spec[0]
+
+
+def test_what_is_shuffled_and_batched_afterwards_keeps_its_targets(soft, examples):
+    attached = soft.attach(plain(examples)).shuffle(COUNT, seed=5).repeat(2).batch(11)
+    assert sorted(seen(attached, examples)) == sorted([*range(COUNT)] * 2)
+
+
+def test_arrays_are_taken_as_examples(soft, examples):
+    assert seen(soft.attach(examples), examples) == list(range(COUNT))
+    (batch,) = next(iter(soft.attach(examples[0])))
+    np.testing.assert_array_equal(batch.inputs, examples[0][0])
+
+
+def test_weights_go_along_and_unlabelled_data_is_a_tuple_of_one(soft, examples):
+    x, y = examples
+    weighted = plain((x, y, np.ones(COUNT, "float32"))).batch(8)
+    batch, _, weight = next(iter(soft.attach(weighted)))
+    assert weight.shape == (8,) and batch.inputs.shape == (8, 4)
+    alone = next(iter(soft.attach(tf.data.Dataset.from_tensor_slices(x).batch(8))))
+    assert type(alone) is tuple and len(alone) == 1
+    assert keras.utils.unpack_x_y_sample_weight(alone)[1] is None
+
+
+def test_the_specs_are_those_of_the_store(soft, examples):
+    spec = soft.attach(plain(examples).batch(16)).element_spec[0]
+    assert isinstance(spec, kd.SoftBatch)
+    assert spec.teacher == {"outputs": tf.TensorSpec((None, 2), tf.float32), "layers": {}}
+    spec = soft.attach(plain(examples).batch(20, drop_remainder=True)).element_spec[0]
+    assert spec.teacher["outputs"].shape == (20, 2)
+
+
+# --- what it refuses ----------------------------------------------------------------------------
+
+FOREIGN = {
+    "augmented": lambda x: x + np.float32(1e-6),
+    "scaled": lambda x: x / 2.0,
+    "of another type": lambda x: x.astype("float64"),
+    "of other examples": lambda x: x + 1.0,
+}
+
+
+@pytest.mark.parametrize("how", FOREIGN)
+def test_what_the_teacher_did_not_see_is_refused_at_once(soft, examples, how):
+    x, y = examples
+    words = (
+        r"There are no soft targets for example 0 of a batch of 16[\s\S]*16 of 16 are unknown"
+        r"[\s\S]*expected: an example that the teacher saw, by its content; of 100 the first ones "
+        r"held float32 \(4,\) from -\S+ to \S+[\s\S]*the same scaling"
+    )
+    with pytest.raises(ValueError, match=words):
+        soft.attach(plain((FOREIGN[how](x), y)).batch(16))
+
+
+def test_one_foreign_example_in_a_later_batch_is_named(soft, examples):
+    x, y = examples
+    changed = x.copy()
+    changed[37] += 1.0
+    attached = soft.attach(plain((changed, y)).batch(16))
+    with pytest.raises(tf.errors.OpError, match="no soft targets for example 5 of a batch of 16"):
+        seen(attached, (changed, y))
+
+
+def test_the_words_of_one_example(soft, examples):
+    finder = RowFinder(soft.store)
+    with pytest.raises(
+        ValueError, match=r"given:\s+float32 \(4,\) from 7 to 7; 1 of 3 are unknown"
+    ):
+        finder(np.concatenate([examples[0][:2], np.full((1, 4), 7.0, "float32")]))
+
+
+def test_what_is_no_data_set_of_dense_examples_is_refused(soft, examples):
+    with pytest.raises(TypeError, match="The data is no data set"):
+        soft.attach("train")
+    ragged = tf.data.Dataset.from_tensors(tf.ragged.constant([[1.0], [1.0, 2.0]]))
+    with pytest.raises(TypeError, match="no dense tensor"):
+        soft.attach(ragged)
+    with pytest.raises(ValueError, match="The data is empty, so there is nothing to attach"):
+        soft.attach(plain(examples).take(0))
+
+
+def test_a_called_store_says_what_to_do(soft, examples):
+    with pytest.raises(ValueError, match=r"no model that could be asked[\s\S]*attach\(data\)"):
+        soft(examples[0])
+
+
+# --- data that is too short ---------------------------------------------------------------------
+
+SHORT = {
+    "of known length": (lambda ds: ds.take(40), 40),
+    "batched": (lambda ds: ds.take(40).batch(8), 40),
+    "of unknown length": (lambda ds: ds.take(40).filter(lambda x, y: True), 40),
+    "batched of unknown length": (lambda ds: ds.filter(lambda x, y: y < 40).batch(16), 40),
+}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_a_truncated_data_set_is_told_of(soft, examples, kind):
+    shorten, count = SHORT[kind]
+    with pytest.warns(UserWarning, match=f"fewer examples than [\\s\\S]*about {count} of 100"):
+        assert len(seen(soft.attach(shorten(plain(examples))), examples)) == count
+
+
+WHOLE = {
+    "batched": lambda ds: ds.batch(16),
+    "without the remainder": lambda ds: ds.batch(16, drop_remainder=True),
+    "of unknown length": lambda ds: ds.filter(lambda x, y: True),
+    "twice": lambda ds: ds.repeat(2).batch(16),
+    "for ever": lambda ds: ds.batch(16).repeat(),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_data_set_is_not_told_of(soft, examples, kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached = soft.attach(WHOLE[kind](plain(examples)))
+        for _ in range(2):
+            seen(attached.take(300), examples)
+
+
+# --- what is checked ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """How many examples were named by their content, call by call."""
+    sizes: list[int] = []
+    original = fingerprints.of
+
+    def of(inputs):
+        sizes.append(len(keras.tree.flatten(inputs)[0]))
+        return original(inputs)
+
+    monkeypatch.setattr(attaching.fingerprints, "of", of)
+    return sizes
+
+
+def test_a_pass_in_order_is_checked_whole_and_then_by_samples(soft, examples, named):
+    finder = RowFinder(soft.store)
+    batches = [examples[0][start : start + 20] for start in range(0, COUNT, 20)]
+    for batch in batches:
+        finder(batch)
+    assert named == [20] * 5
+    del named[:]
+    for _ in range(3):
+        for batch in batches:
+            finder(batch)
+    assert set(named) <= {1, 2} and sum(named) >= 3 * COUNT // EVERY
+
+
+def test_the_samples_come_from_every_place(soft, examples):
+    finder = RowFinder(soft.store)
+    for _ in range(2):
+        finder(examples[0])
+    changed = examples[0].copy()
+    changed[50] += 1.0
+    with pytest.raises(ValueError, match="no soft targets for example 50"):
+        for _ in range(EVERY + 1):
+            finder(changed)
+
+
+def test_another_order_after_a_checked_pass_is_seen_and_checked_whole(soft, examples, named):
+    finder = RowFinder(soft.store)
+    for _ in range(2):
+        finder(examples[0])
+    del named[:]
+    backwards = examples[0][::-1].copy()
+    rows = finder(backwards)
+    expected = soft.store.rows(np.arange(COUNT)[::-1])
+    np.testing.assert_array_equal(rows, expected)
+    assert named[-1] == COUNT
+
+
+def test_equal_examples_share_an_answer(tmp_path):
+    x = np.repeat(np.arange(5, dtype="float32")[:, None], 4, axis=0)
+    soft = kd.SoftTargets.build(triple, x, tmp_path / "s", outputs="values", verbose=0)
+    attached = soft.attach(tf.data.Dataset.from_tensor_slices((x, x)).shuffle(20, seed=1).batch(6))
+    for batch, _ in attached:
+        np.testing.assert_array_equal(
+            batch.teacher["outputs"], triple(batch.inputs.numpy()).astype("float16")
+        )
+
+
+def test_two_readers_of_one_attached_data_set_do_not_disturb_each_other(soft, examples):
+    attached = soft.attach(plain(examples).batch(8))
+    found, threads = [], []
+    for _ in range(3):
+        threads.append(threading.Thread(target=lambda: found.append(seen(attached, examples))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert found == [list(range(COUNT))] * 3
+
+
+def test_a_flipped_byte_is_found_by_reading(examples, tmp_path):
+    soft = kd.SoftTargets.build(triple, examples[0], tmp_path / "s", outputs="values", verbose=0)
+    (shard,) = (tmp_path / "s").glob("shard-*")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    del soft
+    gc.collect()
+    shard.write_bytes(content)
+    opened = kd.SoftTargets(tmp_path / "s")
+    with pytest.raises(ValueError, match="is damaged"):
+        opened.attach(plain(examples).batch(8))
+
+
+def test_inputs_of_several_parts_and_words_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+    x = {
+        "image": rng.normal(size=(12, 2, 2)).astype("float32"),
+        "word": np.array([*"abcdefghijkl"]),
+    }
+
+    def teacher(inputs):
+        return inputs["image"].sum((1, 2))[:, None]
+
+    data = tf.data.Dataset.from_tensor_slices((x, np.arange(12)))
+    soft = kd.SoftTargets.build(
+        teacher, data, tmp_path / "s", outputs="values", dtype="float32", verbose=0
+    )
+    for batch, y in soft.attach(data.shuffle(12, seed=1).batch(5)):
+        np.testing.assert_allclose(
+            batch.teacher["outputs"][:, 0], x["image"][y.numpy()].sum((1, 2)), rtol=1e-6
+        )
+
+
+def test_views_of_a_replayable_augmentation_find_their_answers(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (10, 6, 6, 1)).astype("uint8")
+    data = tf.data.Dataset.from_tensor_slices((images, np.arange(10))).batch(4)
+    moved = kd.augmentation.chain(kd.augmentation.flips(), kd.augmentation.shifts(1))
+    views = data.apply(kd.ReplayableAugmentation(moved, views=3, seed=1))
+
+    def total(x):
+        return x.reshape(len(x), -1).astype("float32") @ np.arange(36, dtype="float32")[:, None]
+
+    soft = kd.SoftTargets.build(
+        total, views, tmp_path / "s", outputs="values", dtype="float32", verbose=0
+    )
+    assert len(soft) == 30
+    again = data.apply(kd.ReplayableAugmentation(moved, views=3, seed=1))
+    for batch, _ in soft.attach(again):
+        np.testing.assert_allclose(batch.teacher["outputs"], total(batch.inputs.numpy()))
+    other = data.apply(kd.ReplayableAugmentation(moved, views=3, seed=2))
+    with pytest.raises(ValueError, match=r"no soft targets[\s\S]*ReplayableAugmentation"):
+        soft.attach(other)
