@@ -17,7 +17,7 @@ class SoftBatch(NamedTuple):
     Args:
         inputs: what the student takes; a tensor or a nest of them.
         teacher: `{"outputs": …, "layers": {path: tensor}}`. The outputs are a tensor in log space,
-            or a list of them for several; where the top k classes were kept, each is
+            or a tuple of them for several; where the top k classes were kept, each is
             `{"logits": (…, k), "classes": (…, k), "log_sum_exp": (…, temperatures)}`.
 
     Example:
