@@ -10,16 +10,16 @@ Batches lie in memory as tensors, in PyTorch's own layout; no DataLoader stands 
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
 import time
 
 import torch
+from benchkit import networks
 from torch import nn
 from torch.nn import functional
-
-from benchkit import networks
 
 SHARE = 0.1
 TEMPERATURE = 4.0
@@ -176,7 +176,7 @@ class Job:
                 number += 1
             float(self.total)  # waits for the device
             ends.append(time.perf_counter())
-        return statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)) / self.steps
+        return statistics.median(b - a for a, b in itertools.pairwise(ends)) / self.steps
 
 
 def parameters(model: nn.Module) -> int:

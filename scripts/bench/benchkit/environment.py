@@ -21,7 +21,10 @@ def start() -> None:
     """Go on in the repository's .venv where this Python has no TensorFlow, and import it quietly.
 
     `CUDA_VISIBLE_DEVICES=0 scripts/bench/step` measures on an accelerator; without it, the CPU.
+    `--help` needs none of it.
     """
+    if {"-h", "--help"} & set(sys.argv):
+        return
     python = ROOT / ".venv" / "bin" / "python"
     inside = pathlib.Path(sys.prefix) == python.parents[1]
     if importlib.util.find_spec("tensorflow") is None and python.exists() and not inside:
