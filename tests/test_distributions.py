@@ -83,3 +83,16 @@ def test_labels_of_another_shape_are_refused(shape):
     words = r"The labels do not fit the classes of the outputs[\s\S]*one-hot rows of shape \(2, 3\)"
     with pytest.raises(ValueError, match=words):
         distributions.class_numbers(np.zeros(shape), tf.zeros((2, 3)))
+
+
+def test_one_hot_rows_of_a_sequence_of_one_are_class_numbers() -> None:
+    y = np.eye(5, dtype="float32")[[[3], [1]]]
+    np.testing.assert_array_equal(
+        distributions.class_numbers(y, np.zeros((2, 1, 5), "float32")), [[3], [1]]
+    )
+
+
+def test_the_words_for_labels_of_a_sequence_say_both_shapes() -> None:
+    words = r"expected: class numbers of shape \(2, 4\), or one-hot rows of shape \(2, 4, 5\)"
+    with pytest.raises(ValueError, match=words):
+        distributions.class_numbers(np.zeros((2, 3), "int32"), np.zeros((2, 4, 5), "float32"))
