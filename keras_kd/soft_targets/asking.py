@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_kd import checks
 from keras_kd.outputs import ACTIVATIONS, KINDS, OutputReader
 from keras_kd.soft_targets import files
-from keras_kd.soft_targets.layout import Dense, Layout, Leaf, TopK
+from keras_kd.soft_targets.layout import Dense, Layout, Leaf, TopK, other_shape
 from keras_kd.structures import as_arrays
 from keras_kd.teachers import AbsentTeacher, EnsembleTeacher, Teacher, as_teacher
 from keras_kd.top_k import keep
@@ -67,7 +67,7 @@ class AskedModel:
         self.takes = _takes(teacher)
         self.names: list[str] | None = None
         self.structure: Any = 0
-        self._attached = teacher.attach(keeping.layers)
+        self._attached = teacher.attached(keeping.layers)
 
     @property
     def kinds(self) -> list[str]:
@@ -87,9 +87,8 @@ class AskedModel:
         self._attached.learn(answer.raw)
         self.names = _names(answer.own, answer.names)
         self.structure = _structure(answer.own)
-        outputs = keras.tree.flatten(self._attached(inputs).outputs)
-        layout = _layout(outputs, layers, self)
-        self._ask = tf.function(self._kept, input_signature=[signature], autograph=False)
+        layout = _layout(keras.tree.flatten(answer.outputs), layers, self)
+        self._ask = _compiled(self._kept, signature)
         return layout, self(inputs)
 
     def __call__(self, inputs: Any) -> Kept:
@@ -131,11 +130,7 @@ class AskedFunction:
         self.names: list[str] | None = None
         self.structure: Any = 0
         self._fingerprint = fingerprint
-        self._keep = tf.function(
-            lambda outputs, layers: _kept(outputs, layers, keeping),
-            reduce_retracing=True,
-            autograph=False,
-        )
+        self._shapes: list[tuple[int, ...]] = []
         nothing: Any = None  # no model to look into
         self._reader = OutputReader(
             nothing,
@@ -164,17 +159,25 @@ class AskedFunction:
         self.structure = _structure(raw)
         if self._fingerprint is None:
             self._fingerprint = _by_answers(keras.tree.flatten([raw, layers]))
-        outputs = keras.tree.flatten(self._reader(raw))
-        return _layout(outputs, layers, self), self._arrays(raw, layers)
+        dense = keras.tree.flatten(self._reader(raw)), layers
+        layout = _layout(*dense, self)
+        self._shapes = [tuple(leaf.shape)[1:] for leaf in keras.tree.flatten(dense)]
+        specs = keras.tree.map_structure(
+            lambda leaf: tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype), dense
+        )
+        self._keep = _compiled(lambda outputs, layers: _kept(outputs, layers, self.keeping), *specs)
+        return layout, self._arrays(raw, layers)
 
     def __call__(self, inputs: Any) -> Kept:
         """Answer one batch."""
         return self._arrays(*self._answer(inputs))
 
     def _arrays(self, raw: Any, layers: dict[str, Any]) -> Kept:
-        outputs = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(self._reader(raw))]
-        tensors = {path: tf.convert_to_tensor(array) for path, array in layers.items()}
-        kept = self._keep(outputs, tensors)
+        dense = keras.tree.flatten(self._reader(raw)), layers
+        for leaf, shape in zip(keras.tree.flatten(dense), self._shapes, strict=True):
+            if tuple(leaf.shape)[1:] != shape:
+                raise other_shape(f"teacher {self.name!r}", tuple(leaf.shape)[1:], shape)
+        kept = self._keep(*keras.tree.map_structure(tf.convert_to_tensor, dense))
         return Kept(*keras.tree.map_structure(lambda part: part.numpy(), kept))
 
     def _answer(self, inputs: Any) -> tuple[Any, dict[str, Any]]:
@@ -258,6 +261,11 @@ def refuse_faults(kept: Kept, layout: Layout, dtype: str, number_of: Callable[[i
         expected=f"numbers that {dtype} holds",
         fix='keep them as float32: build(…, dtype="float32").',
     )
+
+
+def _compiled(function: Callable[..., Any], *signature: Any) -> Callable[..., Any]:
+    """Trace a function once, for batches of any size."""
+    return tf.function(function, autograph=False).get_concrete_function(*signature)
 
 
 def _kept(

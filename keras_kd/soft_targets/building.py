@@ -118,8 +118,7 @@ def _write(
             if writer.is_complete:
                 return _see_that_it_is_the_same(directory, plan, head, told, total)
             old = writer.planned
-            words = "an unknown number of" if total is None else f"{total:,}"
-            writer.begin(plan, words)
+            writer.begin(plan, told.total_in_words(sure=total is not None))
             if old is not None:
                 stored = writer.stored(0) if writer.kept else None
                 _refuse_other(directory, old, plan, stored, head)

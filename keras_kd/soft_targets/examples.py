@@ -52,6 +52,7 @@ class Examples:
         if isinstance(dataset, tf.data.Dataset):
             self._known = int(dataset.cardinality())
             self._is_batched = is_batched(dataset, batched, takes)
+            _refuse_endless(dataset)
             batches = self._rebatched(dataset)
         else:
             _refuse_no_arrays(dataset, batched)
@@ -116,7 +117,7 @@ class Examples:
                 x, names, raw = next(batches)
             except StopIteration:
                 return
-            except tf.errors.InvalidArgumentError as error:
+            except (tf.errors.InvalidArgumentError, tf.errors.FailedPreconditionError) as error:
                 raise _of_other_shapes(error) from error
             self._raw = int(raw)
             yield Batch(x, names.numpy())
@@ -168,7 +169,7 @@ def is_batched(dataset: tf.data.Dataset, said: bool | None, takes: list[tuple] |
         takes: the shapes of the inputs that the teacher takes, batch first, where they are known.
 
     Raises:
-        ValueError: "It is not clear whether the data is batched", "The data never ends".
+        ValueError: "It is not clear whether the data is batched".
         TypeError: "An example is no dense tensor".
     """
     element = dataset.element_spec
@@ -177,13 +178,6 @@ def is_batched(dataset: tf.data.Dataset, said: bool | None, takes: list[tuple] |
     for leaf in leaves:
         if not isinstance(leaf, tf.TensorSpec):
             raise fingerprints.not_dense(type(leaf).__name__.removesuffix("Spec"))
-    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise checks.bad_value(
-            "The data never ends, so the teacher could not be asked to its end.",
-            given="a data set of infinite cardinality",
-            expected="each example once",
-            fix="build from the data without repeat(); attach(dataset).repeat() comes after.",
-        )
     if said is not None:
         return said
     shapes = [leaf.shape for leaf in leaves]
@@ -204,6 +198,16 @@ def is_batched(dataset: tf.data.Dataset, said: bool | None, takes: list[tuple] |
         expected="to know whether the first axis counts examples",
         fix="say it: batched=True or batched=False.",
     )
+
+
+def _refuse_endless(dataset: tf.data.Dataset) -> None:
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise checks.bad_value(
+            "The data never ends, so the teacher could not be asked to its end.",
+            given="a data set of infinite cardinality",
+            expected="each example once",
+            fix="build from the data without repeat(); attach(dataset).repeat() comes after.",
+        )
 
 
 def as_dataset(dataset: Any, batched: bool | None) -> tf.data.Dataset:

@@ -124,7 +124,7 @@ class Layout:
 
     @property
     def several(self) -> bool:
-        """Whether `outputs` is a list of leaves; one leaf alone stands for itself."""
+        """Whether `outputs` is a tuple of leaves; one leaf alone stands for itself."""
         return len(self.outputs) > 1
 
     @property
@@ -174,12 +174,7 @@ class Layout:
             zip(self.columns, self._arrays(teacher), strict=True)
         ):
             if tuple(values.shape) != (len(rows), *column.shape):
-                raise checks.bad_value(
-                    "The examples do not have answers of one shape.",
-                    given=f"{column.where}: {tuple(values.shape[1:])}, before that {column.shape}",
-                    expected="the same shape for every example: a row is as long as the others",
-                    fix="pad or resize the inputs, so that the teacher answers in one shape.",
-                )
+                raise other_shape(column.where, tuple(values.shape)[1:], column.shape)
             rows[str(number)] = values
         return rows
 
@@ -243,8 +238,18 @@ class Layout:
             found = {name: next(waiting) for name, _, _ in leaf.parts}
             leaves.append(found.get("", found))
         count = len(self.outputs)
-        outputs = leaves[:count] if self.several else leaves[0]
+        outputs = tuple(leaves[:count]) if self.several else leaves[0]
         return {"outputs": outputs, "layers": dict(zip(self.layers, leaves[count:], strict=True))}
+
+
+def other_shape(where: str, given: tuple, expected: tuple) -> ValueError:
+    """Make the error for an answer of another shape than those before it."""
+    return checks.bad_value(
+        "The examples do not have answers of one shape.",
+        given=f"{where}: {given}, before that {expected}",
+        expected="the same shape for every example: a row is as long as the others",
+        fix="pad or resize the inputs, so that the teacher answers in one shape.",
+    )
 
 
 def _travelling(dtype: str) -> str:

@@ -55,6 +55,12 @@ class Told:
                 self._task, completed=self.rows, total=total, speed=f"{speed:,.0f} examples/s"
             )
 
+    def total_in_words(self, *, sure: bool) -> str:
+        """Say how many rows there will be, and whether it is about so many."""
+        if self._total is None:
+            return "an unknown number of"
+        return f"{self._total:,}" if sure else f"about {self._total:,}"
+
     def say(self, text: str) -> None:
         """Say one sentence."""
         if self._verbose:

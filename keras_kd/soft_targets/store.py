@@ -254,5 +254,4 @@ def progress(directory: Path) -> tuple[int, str] | None:
     words = files.from_text(plan.read_bytes()) or {}
     batches = journal.stat().st_size // files.DIGEST_BYTES if journal.is_file() else 0
     done = batches * words.get("build", {}).get("batch_size", 0)
-    total = words.get("total")
-    return done, "an unknown number of" if total is None else f"{total:,}"
+    return done, words.get("total", "an unknown number of")

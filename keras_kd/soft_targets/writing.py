@@ -69,12 +69,14 @@ class Writer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for file in self._open:
-            file.close()
-        if self.is_complete or self.planned is None:
-            shutil.rmtree(self._work)
-        if self._lock is not None:
-            os.close(self._lock)
+        try:
+            for file in self._open:
+                file.close()
+            if self.is_complete or self.planned is None:
+                shutil.rmtree(self._work)
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
 
     @property
     def is_complete(self) -> bool:
@@ -130,9 +132,7 @@ class Writer:
         if len(rows) == self.batch_size:
             journal.write(files.checksum(data.data).digest())
             journal.flush()
-        if self._in_part == self._build["rows_per_shard"]:
-            self._close_shard()
-            self._begin_shard()
+        self._close_if_full()
 
     def finish(self, data: str) -> None:
         """Write the manifest: the store is complete.
@@ -171,6 +171,7 @@ class Writer:
         for file, end in zip(self._open, (good * self._batch_bytes, self.kept * size), strict=True):
             file.truncate(end)
             file.seek(end)
+        self._close_if_full()
 
     def _keep_shard(self, wanted: list[bytes]) -> bool:
         """Keep the next shard where it is whole; else take what there is of it for the work."""
@@ -204,6 +205,11 @@ class Writer:
         self._open = [open(path, "r+b") for path in names]  # noqa: SIM115 (__exit__ closes)
         self._open[1].seek(0, os.SEEK_END)
         self._digest, self._in_part = files.checksum(), 0
+
+    def _close_if_full(self) -> None:
+        if self._in_part == self._build["rows_per_shard"]:
+            self._close_shard()
+            self._begin_shard()
 
     def _close_shard(self) -> None:
         part, journal = self._open
