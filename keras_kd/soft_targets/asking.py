@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,41 +12,17 @@ import tensorflow as tf
 from keras_kd import checks
 from keras_kd.outputs import ACTIVATIONS, KINDS, OutputReader
 from keras_kd.soft_targets import files
-from keras_kd.soft_targets.layout import Dense, Layout, Leaf, TopK, other_shape
+from keras_kd.soft_targets.keeping import (
+    Keeping,
+    Kept,
+    kept,
+    layout_of,
+    refuse_first_not_finite,
+    refuse_misfits,
+)
+from keras_kd.soft_targets.layout import Layout, other_shape
 from keras_kd.structures import as_arrays
 from keras_kd.teachers import AbsentTeacher, EnsembleTeacher, Teacher, as_teacher
-from keras_kd.top_k import keep
-
-LARGEST = {"float16": 65504.0, "float32": float(np.finfo("float32").max)}
-NOT_FINITE, TOO_LARGE = 1, 2
-
-
-class Keeping(NamedTuple):
-    """What is kept of an answer.
-
-    Attributes:
-        layers: the paths of the layers that are kept beside the outputs.
-        top_k: how many logits of each output are kept; None: all.
-        temperatures: each T at which the log-sum-exp of all logits is kept, with `top_k`.
-        dtype: `"float16"` or `"float32"`.
-    """
-
-    layers: tuple[str, ...]
-    top_k: int | None
-    temperatures: tuple[float, ...]
-    dtype: str
-
-
-class Kept(NamedTuple):
-    """What is kept of the answers to one batch.
-
-    Attributes:
-        teacher: `{"outputs": …, "layers": …}` as `Layout` takes it, of NumPy arrays.
-        faults: `(outputs and layers, batch)`: 0, or `NOT_FINITE`, or `TOO_LARGE` for the dtype.
-    """
-
-    teacher: dict[str, Any]
-    faults: np.ndarray
 
 
 class AskedModel:
@@ -82,12 +58,13 @@ class AskedModel:
         """Look at the first batch and at what comes out; then answer it."""
         answer = self._attached(inputs)
         layers = {path: answer.features[path] for path in self.keeping.layers}
-        _refuse_misfits(keras.tree.flatten(answer.own), layers, inputs)
-        _refuse_first_not_finite(answer.raw)
+        refuse_misfits(keras.tree.flatten(answer.own), layers, inputs)
+        refuse_first_not_finite(answer.raw)
         self._attached.learn(answer.raw)
         self.names = _names(answer.own, answer.names)
         self.structure = _structure(answer.own)
-        layout = _layout(keras.tree.flatten(answer.outputs), layers, self)
+        outputs = keras.tree.flatten(answer.outputs)
+        layout = layout_of(outputs, layers, self.kinds, self.activation, self.keeping)
         self._ask = _compiled(self._kept, signature)
         return layout, self(inputs)
 
@@ -97,7 +74,7 @@ class AskedModel:
 
     def _kept(self, inputs: Any) -> tuple[dict[str, Any], tf.Tensor]:
         answer = self._attached(inputs)
-        return _kept(keras.tree.flatten(answer.outputs), answer.features, self.keeping)
+        return kept(keras.tree.flatten(answer.outputs), answer.features, self.keeping)
 
 
 class AskedFunction:
@@ -153,19 +130,19 @@ class AskedFunction:
     def begin(self, inputs: Any, signature: Any) -> tuple[Layout, Kept]:
         """Look at the first batch and at what comes out; then answer it, without asking again."""
         raw, layers = self._answer(inputs)
-        _refuse_first_not_finite(raw)
+        refuse_first_not_finite(raw)
         self._reader.learn(raw)
         self.names = _names(raw, None)
         self.structure = _structure(raw)
         if self._fingerprint is None:
             self._fingerprint = _by_answers(keras.tree.flatten([raw, layers]))
         dense = keras.tree.flatten(self._reader(raw)), layers
-        layout = _layout(*dense, self)
+        layout = layout_of(*dense, self.kinds, self.activation, self.keeping)
         self._shapes = [tuple(leaf.shape)[1:] for leaf in keras.tree.flatten(dense)]
         specs = keras.tree.map_structure(
             lambda leaf: tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype), dense
         )
-        self._keep = _compiled(lambda outputs, layers: _kept(outputs, layers, self.keeping), *specs)
+        self._keep = _compiled(lambda outputs, layers: kept(outputs, layers, self.keeping), *specs)
         return layout, self._arrays(raw, layers)
 
     def __call__(self, inputs: Any) -> Kept:
@@ -177,8 +154,8 @@ class AskedFunction:
         for leaf, shape in zip(keras.tree.flatten(dense), self._shapes, strict=True):
             if tuple(leaf.shape)[1:] != shape:
                 raise other_shape(f"teacher {self.name!r}", tuple(leaf.shape)[1:], shape)
-        kept = self._keep(*keras.tree.map_structure(tf.convert_to_tensor, dense))
-        return Kept(*keras.tree.map_structure(lambda part: part.numpy(), kept))
+        parts = self._keep(*keras.tree.map_structure(tf.convert_to_tensor, dense))
+        return Kept(*keras.tree.map_structure(lambda part: part.numpy(), parts))
 
     def _answer(self, inputs: Any) -> tuple[Any, dict[str, Any]]:
         """Ask, and bring what comes back to float32 arrays."""
@@ -197,7 +174,7 @@ class AskedFunction:
             answer, found = answer
             layers = {path: _numbers(found[path]) for path in self.keeping.layers}
         raw = keras.tree.map_structure(_numbers, as_arrays(answer))
-        _refuse_misfits(keras.tree.flatten(raw), layers, inputs)
+        refuse_misfits(keras.tree.flatten(raw), layers, inputs)
         return raw, layers
 
 
@@ -235,136 +212,9 @@ def asked(
     return AskedModel(_stated(teacher, outputs, activation), keeping)
 
 
-def refuse_faults(kept: Kept, layout: Layout, dtype: str, number_of: Callable[[int], int]) -> None:
-    """Refuse answers that are not finite or do not fit the dtype, naming the example.
-
-    Args:
-        kept: the answers.
-        layout: what they are.
-        dtype: what they are stored in.
-        number_of: the row of the batch -> the number of the example in the data.
-
-    Raises:
-        ValueError: "… is not finite", "… does not fit float16".
-    """
-    if not kept.faults.any():
-        return
-    leaf, row = (int(part[0]) for part in np.nonzero(kept.faults))
-    places = [f"Output {number}" for number in range(len(layout.outputs))]
-    place = [*places, *(f"Layer {path!r}" for path in layout.layers)][leaf]
-    where = f"{place} of the teacher for example {number_of(row):,}"
-    if kept.faults[leaf, row] == NOT_FINITE:
-        raise _not_finite(where)
-    raise checks.bad_value(
-        f"{where} does not fit {dtype}.",
-        given=f"a number beyond ±{LARGEST[dtype]:,.0f}",
-        expected=f"numbers that {dtype} holds",
-        fix='keep them as float32: build(…, dtype="float32").',
-    )
-
-
 def _compiled(function: Callable[..., Any], *signature: Any) -> Callable[..., Any]:
     """Trace a function once, for batches of any size."""
     return tf.function(function, autograph=False).get_concrete_function(*signature)
-
-
-def _kept(
-    outputs: list[Any], layers: dict[str, Any], keeping: Keeping
-) -> tuple[dict[str, Any], tf.Tensor]:
-    """Round answers to what is stored, and note which cannot be: TensorFlow operations."""
-    leaves: list[Any] = []
-    faults = []
-    for output in outputs:
-        logits = tf.cast(output, tf.float32)
-        if keeping.top_k is None:
-            leaves.append(tf.cast(logits, keeping.dtype))
-            faults.append(_faults(logits, logits, keeping.dtype))
-            continue
-        parts = keep(logits, keeping.top_k, keeping.temperatures, keeping.dtype)
-        leaves.append(dict(zip(("logits", "classes", "log_sum_exp"), parts, strict=True)))
-        faults.append(_faults(logits, tf.gather(logits, parts[1], batch_dims=-1), keeping.dtype))
-    features = {path: tf.cast(layers[path], tf.float32) for path in keeping.layers}
-    faults += [_faults(values, values, keeping.dtype) for values in features.values()]
-    stored = {path: tf.cast(values, keeping.dtype) for path, values in features.items()}
-    several = leaves if len(leaves) > 1 else leaves[0]
-    return {"outputs": several, "layers": stored}, tf.stack(faults)
-
-
-def _faults(values: tf.Tensor, stored: tf.Tensor, dtype: str) -> tf.Tensor:
-    """Note for each example whether all is finite and what is stored fits: `(batch,)` int32."""
-    finite = tf.reduce_all(tf.math.is_finite(values), list(range(1, values.shape.rank)))
-    fits = tf.reduce_all(tf.abs(stored) <= LARGEST[dtype], list(range(1, stored.shape.rank)))
-    return tf.where(finite, tf.where(fits, 0, TOO_LARGE), NOT_FINITE)
-
-
-def _layout(
-    outputs: list[Any], layers: dict[str, Any], teacher: AskedModel | AskedFunction
-) -> Layout:
-    keeping = teacher.keeping
-    leaves: list[Leaf] = []
-    for number, (output, kind) in enumerate(zip(outputs, teacher.kinds, strict=True)):
-        shape = tuple(output.shape)[1:]
-        if keeping.top_k is None:
-            leaves.append(Dense(shape, keeping.dtype))
-            continue
-        _refuse_no_classes(number, shape, kind, teacher)
-        leaves.append(TopK(shape, keeping.dtype, keeping.top_k, keeping.temperatures))
-    dense = {path: Dense(tuple(values.shape)[1:], keeping.dtype) for path, values in layers.items()}
-    return Layout(tuple(leaves), dense)
-
-
-def _refuse_no_classes(
-    number: int, shape: tuple[int, ...], kind: str, teacher: AskedModel | AskedFunction
-) -> None:
-    """Refuse top-k where there is no softmax, or nothing to leave out."""
-    top_k = teacher.keeping.top_k or 0
-    if kind in ("sigmoid", "values") or (kind == "logits" and teacher.activation == "sigmoid"):
-        raise checks.bad_value(
-            "`top_k` keeps the largest logits of a softmax, and there is none.",
-            given=f"output {number} of {teacher.name!r}: {kind}, activation {teacher.activation!r}",
-            expected="logits or probabilities of a softmax",
-            fix="keep all of it: top_k=None.",
-        )
-    if not shape or shape[-1] <= top_k:
-        raise checks.bad_value(
-            "`top_k` would keep all the classes there are.",
-            given=f"top_k={top_k} and output {number} of shape {shape}",
-            expected="fewer than there are classes",
-            fix="pass a smaller top_k, or top_k=None to keep them all.",
-        )
-
-
-def _refuse_misfits(outputs: list[Any], layers: dict[str, Any], inputs: Any) -> None:
-    """Refuse answers that are not one for each example."""
-    count = len(keras.tree.flatten(inputs)[0])
-    named = {f"output {number}": leaf for number, leaf in enumerate(outputs)}
-    named |= {f"layer {path!r}": leaf for path, leaf in layers.items()}
-    for where, leaf in named.items():
-        shape = None if keras.tree.is_nested(leaf) else tuple(leaf.shape)
-        if not shape or shape[0] != count:
-            raise checks.bad_value(
-                f"The teacher does not answer each example: {where}.",
-                given="several tensors" if shape is None else f"shape {shape} for {count} examples",
-                expected=f"one tensor of {count} rows",
-                fix="let the teacher answer with one row for each example of the batch.",
-            )
-
-
-def _refuse_first_not_finite(raw: Any) -> None:
-    for leaf in keras.tree.flatten(raw):
-        values = np.asarray(tf.cast(leaf, tf.float32))
-        bad = np.nonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0]
-        if bad.size:
-            raise _not_finite(f"The teacher's answer to example {bad[0]} of the first batch")
-
-
-def _not_finite(where: str) -> ValueError:
-    return checks.bad_value(
-        f"{where} is not finite.",
-        given="NaN or infinity",
-        expected="finite numbers",
-        fix="check the teacher's weights and the scaling of its input, and that example.",
-    )
 
 
 def _numbers(leaf: Any) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The work of `SoftTargets.build` and `SoftTargets.merge`."""
+"""The work of `SoftTargets.build`: ask for what is missing, and write it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import tensorflow as tf
 import keras_kd
 from keras_kd import checks
 from keras_kd.soft_targets import files
-from keras_kd.soft_targets.asking import AskedFunction, AskedModel, Keeping, asked, refuse_faults
+from keras_kd.soft_targets.asking import AskedFunction, AskedModel, asked
 from keras_kd.soft_targets.examples import Batch, Examples, description
+from keras_kd.soft_targets.keeping import Keeping, refuse_faults
 from keras_kd.soft_targets.layout import FINGERPRINT_BYTES, Layout
 from keras_kd.soft_targets.progress import Told
 from keras_kd.soft_targets.store import BUILDING, MANIFEST, Store
@@ -78,31 +79,10 @@ def build(
     plan = _plan(teacher, layout, batch_size, shard, inputs)
     told = Told("soft targets", examples.total, verbose)
     total = examples.total if examples.total_is_sure else None
-    _write(directory, plan, batches(), head, told, total)
+    write(directory, plan, batches(), head, told, total)
 
 
-def merge(stores: Sequence[Store], directory: Path, verbose: bool) -> None:
-    """Do the work of `SoftTargets.merge`, whose arguments these are."""
-    stores = _in_order(stores)
-    plan = {**stores[0].manifest["build"], "shard": None}
-    count = sum(store.count for store in stores)
-    size: int = plan["batch_size"]
-    sharded = stores[0].manifest["build"]["shard"] is not None
-    take = _interleaved if sharded else _one_after_the_other
-
-    def later(rows: np.ndarray) -> Callable[[], np.ndarray]:
-        return lambda: rows
-
-    def batches() -> Iterator[tuple[np.ndarray, Callable[[], np.ndarray]]]:
-        for start in range(0, count, size):
-            rows = take(stores, np.arange(start, min(start + size, count)))
-            yield rows[:, :FINGERPRINT_BYTES], later(rows)
-
-    head = take(stores, np.arange(min(size, count)))
-    _write(directory, plan, batches(), head, Told("merging", count, verbose), count)
-
-
-def _write(
+def write(
     directory: Path,
     plan: Mapping[str, Any],
     batches: Batches,
@@ -110,7 +90,19 @@ def _write(
     told: Told,
     total: int | None,
 ) -> None:
-    """Fill a folder with rows, go on with it, or see that it is complete."""
+    """Fill a folder with rows, go on with it, or see that it is complete.
+
+    Args:
+        directory: the folder.
+        plan: what decides about the bytes, and where they come from.
+        batches: the fingerprints of each batch, and a function that gives its rows.
+        head: the rows of the first batch.
+        told: who hears how far it is.
+        total: the number of rows, where it is known for sure.
+
+    Raises:
+        ValueError: "… holds another build", "The data is not what the build in … began with".
+    """
     with told:
         if (directory / MANIFEST).is_file() and not (directory / BUILDING).exists():
             return _see_that_it_is_the_same(directory, plan, head, told, total)
@@ -165,10 +157,10 @@ def _refuse_other(
     head: np.ndarray,
 ) -> None:
     """Refuse to go on with a build of other settings, data or teacher than this one."""
-    changed = [key for key in SETTINGS if _setting(old, key) != _setting(plan, key)]
+    changed = [key for key in SETTINGS if setting(old, key) != setting(plan, key)]
     if changed:
         differ = [
-            f"{key}={_setting(plan, key)!r:.60} (there: {_setting(old, key)!r:.60})"
+            f"{key}={setting(plan, key)!r:.60} (there: {setting(old, key)!r:.60})"
             for key in changed
         ]
         raise _other_build(directory, "; ".join(differ))
@@ -186,7 +178,8 @@ def _refuse_other(
         raise _other_build(directory, given, plan)
 
 
-def _setting(build: Mapping[str, Any], key: str) -> Any:
+def setting(build: Mapping[str, Any], key: str) -> Any:
+    """Look one of `SETTINGS` up in a plan."""
     return build["answer"][key] if key in ("kinds", "activation") else build[key]
 
 
@@ -263,77 +256,6 @@ def _plan(
         "rows_per_shard": rows_per_shard(batch_size, layout.row_bytes),
         "versions": versions,
     }
-
-
-def _in_order(stores: Sequence[Store]) -> list[Store]:
-    """Refuse stores that are no parts of one whole; put shards in their order."""
-    builds = [store.manifest["build"] for store in stores]
-    for store, build in zip(stores, builds, strict=True):
-        keys = [
-            key
-            for key in SETTINGS
-            if key != "shard" and _setting(build, key) != _setting(builds[0], key)
-        ]
-        if build["teacher"]["fingerprint"] != builds[0]["teacher"]["fingerprint"]:
-            keys.insert(0, "teacher")
-        if keys:
-            raise checks.bad_value(
-                f"{store.directory} and {stores[0].directory} are not of one build.",
-                given=f"another {', '.join(keys)}",
-                expected="stores of one teacher and the same settings",
-                fix="build them with the same teacher and arguments, but for `shard`.",
-            )
-    shards = [build["shard"] for build in builds]
-    if not any(shards):
-        return list(stores)
-    count = max(shard[1] for shard in shards if shard)
-    if sorted(shards, key=str) != sorted(([n, count] for n in range(count)), key=str):
-        raise checks.bad_value(
-            "The stores are not the shards of one build, each once.",
-            given=f"shards {', '.join(map(str, shards))}",
-            expected=f"{count} stores: shard=(0, {count}) to ({count - 1}, {count})",
-            fix="merge all the shards in one call, each once.",
-        )
-    ordered = [store for _, store in sorted(zip(shards, stores, strict=True), key=_number)]
-    _refuse_other_lengths(ordered)
-    return ordered
-
-
-def _number(pair: tuple[list[int], Store]) -> int:
-    return pair[0][0]
-
-
-def _refuse_other_lengths(stores: list[Store]) -> None:
-    """Refuse shards whose lengths are not those of one data set."""
-    counts = [store.count for store in stores]
-    total = sum(counts)
-    expected = [len(range(number, total, len(stores))) for number in range(len(stores))]
-    if counts != expected:
-        raise checks.bad_value(
-            "The shards were not built from one data set.",
-            given=f"{counts} examples",
-            expected=f"{expected} of {total:,}",
-            fix="build every shard from the whole data set, with shard=(i, n).",
-        )
-
-
-def _interleaved(stores: Sequence[Store], numbers: np.ndarray) -> np.ndarray:
-    rows = np.empty((len(numbers), stores[0].row_bytes), np.uint8)
-    for number, store in enumerate(stores):
-        mine = numbers % len(stores) == number
-        rows[mine] = store.rows(numbers[mine] // len(stores))
-    return rows
-
-
-def _one_after_the_other(stores: Sequence[Store], numbers: np.ndarray) -> np.ndarray:
-    ends = np.cumsum([store.count for store in stores])
-    owner = np.searchsorted(ends, numbers, side="right")
-    rows = np.empty((len(numbers), stores[0].row_bytes), np.uint8)
-    for number, store in enumerate(stores):
-        mine = owner == number
-        if mine.any():
-            rows[mine] = store.rows(numbers[mine] - (ends[number] - store.count))
-    return rows
 
 
 def _as_bytes(records: np.ndarray) -> np.ndarray:

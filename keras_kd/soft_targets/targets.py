@@ -9,10 +9,10 @@ from typing import Any
 import keras
 
 from keras_kd import checks
-from keras_kd.soft_targets import attaching, building
+from keras_kd.soft_targets import attaching, building, merging
 from keras_kd.soft_targets.answering import AttachedTargets
-from keras_kd.soft_targets.asking import Keeping
 from keras_kd.soft_targets.examples import in_words
+from keras_kd.soft_targets.keeping import Keeping
 from keras_kd.soft_targets.layout import DTYPES
 from keras_kd.soft_targets.store import Store
 from keras_kd.structures import layer_names
@@ -261,7 +261,7 @@ class SoftTargets(Teacher):
         stores = [
             part.store if isinstance(part, SoftTargets) else Store.open(part) for part in parts
         ]
-        building.merge(stores, Path(directory), bool(verbose))
+        merging.merge(stores, Path(directory), bool(verbose))
         return cls(directory)
 
     def verify(self) -> Info:

@@ -25,7 +25,7 @@ def answers(count: int, rng: np.random.Generator) -> dict:
         "a": np.zeros((count, 0), "float32"),
     }
     value = rng.normal(size=count).astype("float32")
-    return {"outputs": [kept, value], "layers": layers}
+    return {"outputs": (kept, value), "layers": layers}
 
 
 def names(count: int) -> np.ndarray:
