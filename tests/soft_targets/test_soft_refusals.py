@@ -26,7 +26,6 @@ def refused(match: str, tmp_path, *given, error=ValueError, **kwargs) -> None:
     assert not (tmp_path / "soft").exists()
 
 
-BUILD = "SoftTargets.build"
 ARGUMENTS = {
     "top_k": (dict(top_k=0), "`top_k` must be a whole number of 1 or more"),
     "batch_size": (dict(batch_size=2.5), "`batch_size` must be a whole number"),
