@@ -22,6 +22,7 @@ FLOORS = (
         "data",
         "distributions",
         "features",
+        "fingerprints",
         "fusing",
         "keras_losses",
         "keras_models",

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from keras_kd import augmentation as aug
-from keras_kd.augmentation import ReplayableAugmentation, draws, fingerprints
+from keras_kd import fingerprints
+from keras_kd.augmentation import ReplayableAugmentation, draws
 
 N = 10
 IMAGES = np.random.default_rng(1).integers(0, 256, (N, 6, 5, 1)).astype("uint8")
@@ -398,8 +399,8 @@ def refuse_data(words, data, function=MOVED, error=ValueError, **options):
 
 def test_data_sets_are_checked() -> None:
     refuse_data("is applied to a data set", IMAGES, error=TypeError)
-    refuse_data("cannot be seen whether the data set is batched", source().batch(5, True))
-    refuse_data("cannot be seen whether the data set is batched", source(1))
+    refuse_data("not clear whether the data is batched", source().batch(5, True))
+    refuse_data("not clear whether the data is batched", source(1))
     refuse_data("cannot be batched", source(), batched=True)
     refuse_data("more than x, y and weights", source(3).map(lambda x, y, w: (x, y, w, w)))
     refuse_data("An endless data set has no second view", source().repeat(), views=2)

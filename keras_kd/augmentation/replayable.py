@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import checks
-from keras_kd.augmentation import draws, fingerprints, functions, streams, tracing
+from keras_kd import checks, fingerprints
+from keras_kd.augmentation import draws, functions, streams, tracing
 from keras_kd.augmentation.functions import BatchFunction, ExampleFunction, name_of, takes
+from keras_kd.data.batching import is_batched
+from keras_kd.soft_batch import SoftBatch
 
 
 class ReplayableAugmentation:
@@ -59,7 +61,7 @@ class ReplayableAugmentation:
         ValueError: "`views` must be a whole number", "`batch_size` must be a whole number", "`seed`
             must fit into 64 bits", "takes one example", "takes a batch"; on a data set "gives
             another result for the same seed", "returns another structure", "takes dense
-            tensors", "It cannot be seen whether the data set is batched", "cannot be batched",
+            tensors", "It is not clear whether the data is batched", "cannot be batched",
             "more than x, y and weights", "An endless data set has no second view", "mixes examples,
             and their weights cannot be mixed", "carries soft targets already".
 
@@ -119,7 +121,7 @@ class ReplayableAugmentation:
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return the views of a data set's examples, all first views first."""
         streams.check(dataset)
-        batched = streams.is_batched(dataset.element_spec, self.batched)
+        batched = is_batched(dataset.element_spec, self.batched)
         self._check_parts(dataset.element_spec)
         self._check_draws(dataset, batched)
         count = _cardinality(dataset)
@@ -212,7 +214,7 @@ class ReplayableAugmentation:
     def _check_parts(self, element_spec: Any) -> None:
         """Refuse soft targets, and weights beside a function that mixes examples."""
         x, *rest = streams.parts(element_spec)
-        if getattr(x, "_fields", ()) == ("inputs", "teacher"):
+        if isinstance(x, SoftBatch):
             raise checks.bad_value(
                 "The data set carries soft targets already.",
                 given="elements of kd.SoftBatch",

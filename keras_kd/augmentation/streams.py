@@ -45,34 +45,6 @@ def parts(element: Any) -> tuple[Any, ...]:
     return element if type(element) is tuple else (element,)
 
 
-def is_batched(element_spec: Any, stated: bool | None) -> bool:
-    """Say whether a data set gives batches: as stated, or else by its shapes.
-
-    Where all leading sizes are unknown it does; where a leaf has no axes it does not.
-    """
-    leaves = [leaf for leaf in tf.nest.flatten(element_spec) if leaf is not None]
-    shapes = [leaf.shape for leaf in leaves if not isinstance(leaf, tf.NoneTensorSpec)]
-    if any(shape.rank == 0 for shape in shapes):
-        if stated:
-            raise checks.bad_value(
-                "The data set cannot be batched.",
-                given=f"batched=True, and elements of {element_spec}",
-                expected="a batch axis in each part",
-                fix="leave batched=True out, or batch the data set first.",
-            )
-        return False
-    if stated is not None:
-        return stated
-    if all(shape.rank is not None and shape[0] is None for shape in shapes):
-        return True
-    raise checks.bad_value(
-        "It cannot be seen whether the data set is batched.",
-        given=f"elements of {element_spec}",
-        expected="leading sizes of None (batched), or a part without axes (not batched)",
-        fix="say batched=True or batched=False.",
-    )
-
-
 def regrouped(dataset: tf.data.Dataset, batched: bool, size: int) -> Callable[[Change], Any]:
     """Prepare to change a data set in batches of exactly `size`, and to give it back as it was.
 

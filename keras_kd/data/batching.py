@@ -54,6 +54,55 @@ def batches(
     return stream.apply(tf.data.experimental.assert_cardinality(count)).prefetch(tf.data.AUTOTUNE)
 
 
+def is_batched(
+    element_spec: Any, stated: bool | None = None, takes: list[tuple] | None = None
+) -> bool:
+    """Decide whether a data set is batched: as stated, by what a model takes, by the shapes.
+
+    Where all leading sizes are unknown it is; where a part has no axes it is not.
+
+    Args:
+        element_spec: the specs of x, (x, y) or (x, y, weights).
+        stated: True or False where the caller said it, else None.
+        takes: the shapes of the inputs that a model takes, batch first, where they are known.
+
+    Raises:
+        ValueError: "It is not clear whether the data is batched", "The data cannot be batched".
+    """
+    import tensorflow as tf
+
+    x = element_spec[0] if type(element_spec) is tuple else element_spec
+    shapes, every = (
+        [leaf.shape for leaf in tf.nest.flatten(part) if isinstance(leaf, tf.TensorSpec)]
+        for part in (x, element_spec)
+    )
+    if any(shape.rank == 0 for shape in every):
+        if stated:
+            raise checks.bad_value(
+                "The data cannot be batched.",
+                given=f"batched=True, and elements of shape {', '.join(map(str, every))}",
+                expected="a batch axis in each part",
+                fix="leave batched=True out, or batch the data set first.",
+            )
+        return False
+    if stated is not None:
+        return stated
+    if takes is not None and len(takes) == len(shapes):
+        pairs = list(zip(shapes, takes, strict=True))
+        whole = all(shape.is_compatible_with(taken) for shape, taken in pairs)
+        single = all(shape.is_compatible_with(taken[1:]) for shape, taken in pairs)
+        if whole != single:
+            return whole
+    if all(shape.rank and shape[0] is None for shape in every):
+        return True
+    raise checks.bad_value(
+        "It is not clear whether the data is batched.",
+        given=f"elements of shape {', '.join(map(str, every))}",
+        expected="leading sizes of None (batched), or a part without axes (not batched)",
+        fix="say it: batched=True or batched=False.",
+    )
+
+
 def _passes(
     size: int, seed: int | None, repeat: bool
 ) -> Callable[[], Iterator[tuple[np.ndarray, int]]]:

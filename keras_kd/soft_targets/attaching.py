@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import checks
+from keras_kd import checks, fingerprints
+from keras_kd.data.batching import is_batched
 from keras_kd.soft_batch import SoftBatch
-from keras_kd.soft_targets import examples, fingerprints
+from keras_kd.soft_targets import examples
 from keras_kd.soft_targets.layout import FINGERPRINT_BYTES
 from keras_kd.soft_targets.store import Store
 
@@ -26,8 +27,9 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
     """Do the work of `SoftTargets.attach`, whose arguments these are."""
     dataset = examples.as_dataset(dataset, batched)
     takes = [(None, *described["shape"]) for described in store.manifest["build"]["inputs"]]
-    is_batched = examples.is_batched(dataset, batched, takes)
-    source = dataset if is_batched else dataset.batch(TOGETHER)
+    fingerprints.refuse_not_dense(dataset.element_spec)
+    in_batches = is_batched(dataset.element_spec, batched, takes)
+    source = dataset if in_batches else dataset.batch(TOGETHER)
     finder = RowFinder(store)
 
     def join(*element: Any) -> tuple:
@@ -40,13 +42,13 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
     size = _look_at_first(source, finder)
     known = int(dataset.cardinality())
     attached = source.map(join)
-    if not is_batched:
+    if not in_batches:
         attached = attached.unbatch()
     if known == tf.data.UNKNOWN_CARDINALITY:
         attached = _counted(attached, finder)
     else:
-        if 0 <= known < store.count // (size if is_batched else 1):
-            tell_of_missing(known * size if is_batched else known, store.count)
+        if 0 <= known < store.count // (size if in_batches else 1):
+            tell_of_missing(known * size if in_batches else known, store.count)
         attached = attached.apply(tf.data.experimental.assert_cardinality(known))
     return attached.prefetch(tf.data.AUTOTUNE)
 

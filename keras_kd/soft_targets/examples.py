@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import checks
-from keras_kd.soft_targets import fingerprints
+from keras_kd import checks, fingerprints
+from keras_kd.data.batching import is_batched
 
 
 class Batch(NamedTuple):
@@ -51,7 +51,8 @@ class Examples:
         self._raw: int | None = None
         if isinstance(dataset, tf.data.Dataset):
             self._known = int(dataset.cardinality())
-            self._is_batched = is_batched(dataset, batched, takes)
+            fingerprints.refuse_not_dense(dataset.element_spec)
+            self._is_batched = is_batched(dataset.element_spec, batched, takes)
             _refuse_endless(dataset)
             batches = self._rebatched(dataset)
         else:
@@ -158,46 +159,6 @@ class Examples:
         pieces = tf.data.Dataset.from_generator(cut, output_signature={"x": specs})
         one = tf.constant(1, tf.int64)
         return pieces.map(lambda part: (part["x"], fingerprints.of(part["x"]), one))
-
-
-def is_batched(dataset: tf.data.Dataset, said: bool | None, takes: list[tuple] | None) -> bool:
-    """Decide whether a data set is batched: as said, by what the teacher takes, by the shapes.
-
-    Args:
-        dataset: elements of x, (x, y) or (x, y, weights).
-        said: True or False where the caller said it, else None.
-        takes: the shapes of the inputs that the teacher takes, batch first, where they are known.
-
-    Raises:
-        ValueError: "It is not clear whether the data is batched".
-        TypeError: "An example is no dense tensor".
-    """
-    element = dataset.element_spec
-    x = element[0] if isinstance(element, tuple) else element
-    leaves = tf.nest.flatten(x)
-    for leaf in leaves:
-        if not isinstance(leaf, tf.TensorSpec):
-            raise fingerprints.not_dense(type(leaf).__name__.removesuffix("Spec"))
-    if said is not None:
-        return said
-    shapes = [leaf.shape for leaf in leaves]
-    if takes is not None and len(takes) == len(shapes):
-        pairs = list(zip(shapes, takes, strict=True))
-        whole = all(shape.is_compatible_with(taken) for shape, taken in pairs)
-        single = all(shape.is_compatible_with(taken[1:]) for shape, taken in pairs)
-        if whole != single:
-            return whole
-    every = [leaf.shape for leaf in tf.nest.flatten(element) if isinstance(leaf, tf.TensorSpec)]
-    if any(shape.rank == 0 for shape in every):
-        return False
-    if all(shape.rank and shape[0] is None for shape in every):
-        return True
-    raise checks.bad_value(
-        "It is not clear whether the data is batched.",
-        given=f"elements of shape {', '.join(map(str, shapes))}",
-        expected="to know whether the first axis counts examples",
-        fix="say it: batched=True or batched=False.",
-    )
 
 
 def _refuse_endless(dataset: tf.data.Dataset) -> None:

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from keras_kd import checks
-from keras_kd.soft_targets import files, fingerprints
+from keras_kd import checks, fingerprints
+from keras_kd.soft_targets import files
 from keras_kd.soft_targets.layout import FINGERPRINT_BYTES, Layout
 
 MANIFEST = "manifest.json"

@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 import keras_kd as kd
-from keras_kd.soft_targets import attaching, fingerprints
+from keras_kd import fingerprints
+from keras_kd.soft_targets import attaching
 from keras_kd.soft_targets.attaching import EVERY, RowFinder
 
 COUNT = 100

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_kd.soft_targets import SoftTargets, files, fingerprints, store, writing
+from keras_kd import fingerprints
+from keras_kd.soft_targets import SoftTargets, files, store, writing
 from keras_kd.soft_targets.store import Store
 from keras_kd.teachers import Teacher
 from tests.soft_targets.soft_helpers import build, contents, inputs, model

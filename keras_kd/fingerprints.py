@@ -37,7 +37,7 @@ def of(inputs: Any) -> tf.Tensor:
     Example:
     ```python
     import numpy as np
-    from keras_kd.soft_targets import fingerprints
+    from keras_kd import fingerprints
 
     images = np.arange(12, dtype="uint8").reshape(3, 4)
     first, second = fingerprints.of(images), fingerprints.of(images[::-1])
@@ -66,6 +66,18 @@ def _dense(leaf: Any) -> tf.Tensor:
             fix="batch it first: dataset.batch(32), or x[None].",
         )
     return tensor
+
+
+def refuse_not_dense(element_spec: Any) -> None:
+    """Refuse a data set whose inputs have no bytes of one length, by its specs.
+
+    Raises:
+        TypeError: "An example is no dense tensor".
+    """
+    x = element_spec[0] if type(element_spec) is tuple else element_spec
+    for leaf in tf.nest.flatten(x):
+        if not isinstance(leaf, tf.TensorSpec):
+            raise not_dense(type(leaf).__name__.removesuffix("Spec"))
 
 
 def not_dense(kind: str) -> TypeError:

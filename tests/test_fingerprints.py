@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_kd.soft_targets import fingerprints
+from keras_kd import fingerprints
 
 
 def names(x) -> list[int]:
