@@ -132,9 +132,12 @@ def peek(iterator: Any, steps: int) -> tuple[Any, Any]:
         possible, so that no batch is lost, none is read twice and nothing is traced twice.
 
     Raises:
-        ValueError: "There is no data to train on."
+        ValueError: "There is no data to train on", and what Python code in the data set raises.
     """
-    taken = list(itertools.islice(iterator, steps))
+    try:
+        taken = list(itertools.islice(iterator, steps))
+    except tf.errors.InvalidArgumentError as error:
+        raise _in_its_own_words(error) from error
     if not taken:
         raise checks.bad_value(
             "There is no data to train on.",
@@ -144,6 +147,12 @@ def peek(iterator: Any, steps: int) -> tuple[Any, Any]:
             "to its end must be made again, or repeated.",
         )
     return taken[0], _again(taken, iterator)
+
+
+def _in_its_own_words(error: Exception) -> Exception:
+    """Return the `ValueError` that Python code in a data set raised, without TensorFlow around."""
+    words = str(error).partition("ValueError: ")[2].partition("\nTraceback")[0]
+    return ValueError(words) if words else error
 
 
 def _again(taken: list, iterator: Any) -> Iterator:

@@ -277,6 +277,15 @@ def test_batches_without_soft_targets_are_refused(models, batches, soft):
         distiller.fit(batches, epochs=1, verbose=0)
 
 
+def test_foreign_data_is_refused_in_plain_words_before_a_step(models, soft):
+    x, y = data()
+    foreign = tf.data.Dataset.from_tensor_slices((x * 2.0, y)).shuffle(24, seed=1).batch(6)
+    distiller = make(soft, clone(models[1]))
+    with pytest.raises(ValueError, match=r"^There are no soft targets for example 0[^{]*$"):
+        distiller.fit(soft.attach(foreign), epochs=1, verbose=0)
+    assert difference(distiller.student, models[1]) == 0.0
+
+
 @pytest.mark.parametrize("teacher", ["model", "ensemble", "peers"])
 def test_soft_targets_beside_another_teacher_are_refused(models, batches, soft, teacher):
     given = soft.attach(batches)

@@ -84,3 +84,19 @@ def test_ragged_and_sparse_tensors_are_refused() -> None:
 def test_a_tensor_without_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="stands alone"):
         fingerprints.of(np.float32(3))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.arange(24, dtype="float32").reshape(3, 2, 4)],
+        [np.arange(6, dtype="uint8").reshape(3, 2), np.arange(3)],
+        [np.array([True, False, True]), np.array(["a", "bc", ""])],
+        [np.zeros((0, 4), "float64")],
+        [np.arange(12, dtype="float16").reshape(6, 2)[::2]],
+    ],
+    ids=["one", "two", "words", "none", "every other"],
+)
+def test_arrays_are_named_as_tensors_are(arrays) -> None:
+    expected = fingerprints.of(arrays).numpy()
+    np.testing.assert_array_equal(fingerprints.of_arrays(arrays), expected)

@@ -26,29 +26,39 @@ EVERY = 16
 def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
     """Do the work of `SoftTargets.attach`, whose arguments these are."""
     dataset = examples.as_dataset(dataset, batched)
-    takes = [(None, *described["shape"]) for described in store.manifest["build"]["inputs"]]
     fingerprints.refuse_not_dense(dataset.element_spec)
+    takes = [(None, *described["shape"]) for described in store.manifest["build"]["inputs"]]
     in_batches = is_batched(dataset.element_spec, batched, takes)
     source = dataset if in_batches else dataset.batch(TOGETHER)
-    finder = RowFinder(store)
+    finder, layout = RowFinder(store), store.layout
+    specs = layout.specs()
+    dtypes = [spec.dtype for spec in tf.nest.flatten(specs)]
+
+    def answers(*leaves: np.ndarray) -> list[np.ndarray]:
+        return tf.nest.flatten(layout.teacher_of(finder(*leaves)))
 
     def join(*element: Any) -> tuple:
         x, *rest = element
         leaves = keras.tree.flatten(x)
-        rows = tf.numpy_function(finder, leaves, tf.uint8)
-        rows = tf.ensure_shape(rows, (leaves[0].shape[0], store.row_bytes))
-        return (SoftBatch(x, store.layout.teacher_of(rows)), *rest)
+        found = tf.nest.pack_sequence_as(specs, tf.numpy_function(answers, leaves, dtypes))
+        batch = leaves[0].shape[:1]
+        teacher = tf.nest.map_structure(
+            lambda tensor, spec: tf.ensure_shape(tensor, batch + spec.shape[1:]), found, specs
+        )
+        return (SoftBatch(x, teacher), *rest)
 
-    size = _look_at_first(source, finder)
+    if _reads_alike(dataset):
+        _look_at_first(source, finder)
     known = int(dataset.cardinality())
     attached = source.map(join)
     if not in_batches:
         attached = attached.unbatch()
-    if known == tf.data.UNKNOWN_CARDINALITY:
-        attached = _counted(attached, finder)
-    else:
-        if 0 <= known < store.count // (size if in_batches else 1):
-            tell_of_missing(known * size if in_batches else known, store.count)
+        if 0 <= known < store.count:
+            tell_of_missing(known, store.count)
+    if known != tf.data.INFINITE_CARDINALITY and (in_batches or known < 0):
+        size = tf.nest.flatten(dataset.element_spec)[0].shape[0] if in_batches else 1
+        attached = _counted(attached, finder, size or 1)
+    if known != tf.data.UNKNOWN_CARDINALITY:
         attached = attached.apply(tf.data.experimental.assert_cardinality(known))
     return attached.prefetch(tf.data.AUTOTUNE)
 
@@ -69,6 +79,7 @@ class RowFinder:
         self._next = 0
         self._in_order = 0
         self._place = 0
+        self.count = store.count
         self.served = 0
 
     def __call__(self, *leaves: np.ndarray) -> np.ndarray:
@@ -85,26 +96,26 @@ class RowFinder:
     def _by_order(self, leaves: tuple[np.ndarray, ...], size: int) -> np.ndarray | None:
         """Take the rows that come next, or the first ones, where the fingerprints agree."""
         every = slice(None)
-        if self._in_order >= self._store.count:
+        if self._in_order >= self.count:
             self._place = (self._place + 1) % min(EVERY, size)
             every = slice(self._place, None, EVERY)
-        names = fingerprints.of([leaf[every] for leaf in leaves]).numpy()
+        names = fingerprints.of_arrays([leaf[every] for leaf in leaves])
         for start in dict.fromkeys((self._next, 0)):
-            rows = self._store.rows((start + np.arange(size)) % self._store.count)
+            rows = self._store.rows((start + np.arange(size)) % self.count)
             if np.array_equal(rows[every, :FINGERPRINT_BYTES], names):
                 self._in_order = size + (self._in_order if start == self._next else 0)
-                self._next = (start + size) % self._store.count
+                self._next = (start + size) % self.count
                 return rows
         self._in_order = 0
         return None
 
     def _by_name(self, leaves: tuple[np.ndarray, ...]) -> np.ndarray:
         """Look each example up in the index."""
-        numbers = self._store.find(fingerprints.as_numbers(fingerprints.of(list(leaves)).numpy()))
+        numbers = self._store.find(fingerprints.as_numbers(fingerprints.of_arrays(leaves)))
         unknown = np.flatnonzero(numbers < 0)
         if unknown.size:
             raise self._unknown(leaves, unknown)
-        self._next = int(numbers[-1] + 1) % self._store.count
+        self._next = int(numbers[-1] + 1) % self.count
         return self._store.rows(numbers)
 
     def _unknown(self, leaves: tuple[np.ndarray, ...], unknown: np.ndarray) -> ValueError:
@@ -114,7 +125,7 @@ class RowFinder:
             f"There are no soft targets for example {first} of a batch of {size}.",
             given="; ".join(examples.described(leaf[first : first + 1]) for leaf in leaves)
             + f"; {unknown.size} of {size} are unknown",
-            expected=f"an example that the teacher saw, by its content; of {self._store.count:,} "
+            expected=f"an example that the teacher saw, by its content; of {self.count:,} "
             f"the first ones held {'; '.join(map(examples.in_words, known))}",
             fix="attach to the data that the store was built from: the same scaling, type and "
             "shape, and no augmentation but a kd.ReplayableAugmentation that both apply; augment "
@@ -122,11 +133,30 @@ class RowFinder:
         )
 
 
-def _look_at_first(source: tf.data.Dataset, finder: RowFinder) -> int:
-    """Find the rows of the first batch now, so that foreign data is refused before training."""
+def _reads_alike(dataset: tf.data.Dataset) -> bool:
+    """Say whether a look at the first batch leaves what comes later as it is.
+
+    A shuffle draws another order for each reading, a cache is filled by the first one, and behind
+    a `flat_map` may be a generator. Such data is looked at when it is trained on, not before.
+    """
+    kind = type(dataset).__name__.strip("_").removesuffix("Dataset")
+    alike = any(kind.startswith(one) for one in _READ_ALIKE)
+    return alike and all(_reads_alike(source) for source in dataset._inputs())
+
+
+_READ_ALIKE = (
+    *("TensorSlice", "Tensor", "Range", "Batch", "ParallelBatch", "Rebatch", "Map", "ParallelMap"),
+    *("Prefetch", "Options", "Take", "Skip", "Repeat", "Zip", "Concatenate", "Filter", "Shard"),
+    *("Unbatch", "Enumerate", "AssertCardinality"),
+)
+
+
+def _look_at_first(source: tf.data.Dataset, finder: RowFinder) -> None:
+    """Find the rows of the first batch now, so that foreign data is refused at once."""
     for element in source.take(1):
         x = element[0] if isinstance(element, tuple) else element
-        return len(finder(*[leaf.numpy() for leaf in keras.tree.flatten(x)]))
+        finder(*[leaf.numpy() for leaf in keras.tree.flatten(x)])
+        return
     raise checks.bad_value(
         "The data is empty, so there is nothing to attach soft targets to.",
         given="0 examples",
@@ -135,16 +165,19 @@ def _look_at_first(source: tf.data.Dataset, finder: RowFinder) -> int:
     )
 
 
-def _counted(attached: tf.data.Dataset, finder: RowFinder) -> tf.data.Dataset:
-    """Count the examples of each pass, and tell of those that did not come."""
+def _counted(attached: tf.data.Dataset, finder: RowFinder, size: int) -> tf.data.Dataset:
+    """Count the examples of each pass, and tell where `size` of them or more did not come.
+
+    A data set of batches of one known size leaves out the remainder.
+    """
 
     def begin() -> np.int64:
         finder.served = 0
         return np.int64(0)
 
     def end() -> np.int64:
-        if finder.served < finder._store.count:
-            tell_of_missing(finder.served, finder._store.count)
+        if finder.served + size <= finder.count:
+            tell_of_missing(finder.served, finder.count)
         return np.int64(0)
 
     def at(moment: Any) -> tf.Tensor:

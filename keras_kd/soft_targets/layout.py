@@ -108,14 +108,13 @@ class Layout:
     Example:
     ```python
     import numpy as np
-    import tensorflow as tf
     from keras_kd.soft_targets.layout import Dense, Layout
 
     layout = Layout(outputs=(Dense((3,), "float16"),))
     logits = np.array([[1.0, 2.0, 3.0]], "float16")
     rows = layout.rows_of(np.zeros((1, 8), "uint8"), {"outputs": logits, "layers": {}})
-    teacher = layout.teacher_of(tf.constant(rows.view("uint8").reshape(1, layout.row_bytes)))
-    print(layout.row_bytes, teacher["outputs"].numpy())  # 14 [[1. 2. 3.]]
+    teacher = layout.teacher_of(rows.view("uint8").reshape(1, layout.row_bytes))
+    print(layout.row_bytes, teacher["outputs"])  # 14 [[1. 2. 3.]]
     ```
     """
 
@@ -178,25 +177,22 @@ class Layout:
             rows[str(number)] = values
         return rows
 
-    def teacher_of(self, rows: tf.Tensor) -> dict[str, Any]:
-        """Read the teacher's answers from rows, in TensorFlow operations (`tf.data` too).
+    def teacher_of(self, rows: np.ndarray) -> dict[str, Any]:
+        """Read the teacher's answers from rows.
 
         Args:
-            rows: `(batch, row_bytes)` uint8.
+            rows: `(n, row_bytes)` uint8.
 
         Returns:
-            `{"outputs": X, "layers": {path: tensor}}` as `specs` describes it.
+            `{"outputs": X, "layers": {path: array}}` of NumPy arrays, as `specs` describes it.
         """
-        batch = tf.shape(rows)[0]
-        tensors = []
-        for column in self.columns:
-            piece = rows[:, column.start : column.start + column.size]
-            width = np.dtype(column.dtype).itemsize
-            shape = (*column.shape, width) if width > 1 else column.shape
-            tensor = tf.bitcast(tf.reshape(piece, tf.stack([batch, *shape])), column.dtype)
-            tensor = tf.cast(tensor, _travelling(column.dtype))
-            tensors.append(tf.ensure_shape(tensor, (rows.shape[0], *column.shape)))
-        return self._pack(tensors)
+        records = np.ascontiguousarray(rows).view(self.record)[:, 0]
+        return self._pack(
+            [
+                np.ascontiguousarray(records[str(number)], _travelling(column.dtype))
+                for number, column in enumerate(self.columns)
+            ]
+        )
 
     def specs(self) -> dict[str, Any]:
         """Describe what `teacher_of` gives, as `tf.TensorSpec`s whose batch is not known."""

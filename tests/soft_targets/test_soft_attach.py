@@ -134,6 +134,21 @@ def test_what_the_teacher_did_not_see_is_refused_at_once(soft, examples, how):
         soft.attach(plain((FOREIGN[how](x), y)).batch(16))
 
 
+def test_attaching_leaves_a_shuffle_as_it_is(soft, examples):
+    """A shuffle draws anew for each reading, so that a look at it would change what comes later."""
+    orders = []
+    for prepare in (lambda ds: ds, soft.attach):
+        shuffled = prepare(plain(examples).shuffle(COUNT, seed=4).batch(8))
+        orders.append([y.tolist() for _ in range(2) for _, y in shuffled.as_numpy_iterator()])
+    assert orders[0] == orders[1]
+
+
+def test_foreign_data_behind_a_shuffle_is_refused_when_it_is_read(soft, examples):
+    attached = soft.attach(plain((examples[0] + 1.0, examples[1])).shuffle(8, seed=1).batch(4))
+    with pytest.raises(tf.errors.OpError, match="no soft targets for example 0 of a batch of 4"):
+        next(iter(attached))
+
+
 def test_one_foreign_example_in_a_later_batch_is_named(soft, examples):
     x, y = examples
     changed = x.copy()
@@ -208,13 +223,13 @@ def test_a_whole_data_set_is_not_told_of(soft, examples, kind):
 def named(monkeypatch):
     """How many examples were named by their content, call by call."""
     sizes: list[int] = []
-    original = fingerprints.of
+    original = fingerprints.of_arrays
 
     def of(inputs):
         sizes.append(len(keras.tree.flatten(inputs)[0]))
         return original(inputs)
 
-    monkeypatch.setattr(attaching.fingerprints, "of", of)
+    monkeypatch.setattr(attaching.fingerprints, "of_arrays", of)
     return sizes
 
 
@@ -326,5 +341,5 @@ def test_views_of_a_replayable_augmentation_find_their_answers(tmp_path):
     for batch, _ in soft.attach(again):
         np.testing.assert_allclose(batch.teacher["outputs"], total(batch.inputs.numpy()))
     other = data.apply(kd.ReplayableAugmentation(moved, views=3, seed=2))
-    with pytest.raises(ValueError, match=r"no soft targets[\s\S]*ReplayableAugmentation"):
-        soft.attach(other)
+    with pytest.raises(tf.errors.OpError, match=r"no soft targets[\s\S]*ReplayableAugmentation"):
+        list(soft.attach(other))
