@@ -11,13 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
 from keras_kd import __version__, checks, recipes
-from keras_kd.command_line import catalogue, console
+from keras_kd.command_line import catalogue, console, soft_targets
 from keras_kd.command_line.options import (
     NO_CHANGES,
     PLACE,
@@ -29,11 +29,9 @@ from keras_kd.command_line.options import (
     Repeated,
     Several,
 )
-from keras_kd.running import plans, records, user_models
+from keras_kd.running import plans, records, soft_stores, user_models
 
 DEFAULT = recipes.DEFAULT
-QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}
-"""Environment variables that keep TensorFlow's banner away; a person's own values stay."""
 
 app = cyclopts.App(
     name="keras-kd",
@@ -43,6 +41,7 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,  # main() says how to go on
 )
 app.meta.suppress_keyboard_interrupt = False
+app.command(soft_targets.app)
 
 
 @app.command(name="list")
@@ -98,9 +97,9 @@ def run(
     plan = plan.smoke() if smoke else plan
     name, plan = story.resolve(plan, changes.given())
     if place.dry_run:
-        _print_plan(f"run {name}", {**vars(place), **plans.config_of(plan)})
+        console.print_plan(f"run {name}", {**vars(place), **plans.config_of(plan)})
         return
-    _quiet()
+    console.quiet()
     path = story.run(
         plan,
         out=place.out,
@@ -134,9 +133,9 @@ def distill(
     for role in ("teacher", "student"):
         user_models.check_source(role, settings[role])
     if place.dry_run:
-        _print_plan("distill", {**vars(place), "import": import_, **settings})
+        console.print_plan("distill", {**vars(place), "import": import_, **settings})
         return
-    _quiet()
+    console.quiet()
     for module in import_:
         user_models.import_module(module)
     path = story.distill(
@@ -185,7 +184,7 @@ def export(
         if form not in catalogue.rows("exports"):
             raise checks.unknown_name("export format", form, catalogue.rows("exports"))
     user_models.check_source("model", model)
-    _quiet()
+    console.quiet()
     for module in import_:
         user_models.import_module(module)
     artifacts = errands.export(model, data, out, formats=formats, data_dir=data_dir)
@@ -222,7 +221,7 @@ def evaluate(
     students = dict(_named_source(text) for text in student)
     for role, source in {"teacher": teacher, **students}.items():
         user_models.check_source(role, source)
-    _quiet()
+    console.quiet()
     for module in import_:
         user_models.import_module(module)
     print(errands.evaluate(teacher, students, data, data_dir=data_dir))
@@ -231,7 +230,7 @@ def evaluate(
 @app.command
 def env() -> None:
     """Print versions and devices, for a report of a bug."""
-    _quiet()
+    console.quiet()
     for name, value in {**records.versions(), **records.machine()}.items():
         print(f"{name}: {value}")
 
@@ -272,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after `keras-kd`; None: those that the process was started with.
 
     Raises:
-        SystemExit: 0 when all went well, 2 for what the person can mend, 130 after Ctrl-C.
+        SystemExit: 0 when all went well, 1 for an export that was refused and for a damaged
+            store, 2 for what the person can mend, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -290,7 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         _fail(said, debug)
     except (ValueError, TypeError) as error:
-        _fail(_in_three_parts(error, words), debug)
+        code = 1 if isinstance(error, soft_stores.Damaged) else 2
+        _fail(_in_three_parts(error, words), debug, code)
     except OSError as error:
         said = checks.message(
             "The system refused to read or write.",
@@ -301,32 +302,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(said, debug)
     except KeyboardInterrupt:
         print(
-            "\nStopped. No half-written run is left. A trained teacher is kept: the same command "
-            "goes on from there.",
+            "\nStopped. No half-written run is left. A trained teacher and its stored answers are "
+            "kept: the same command goes on from there.",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
     finally:
         app.config = ()
-
-
-def _quiet() -> None:
-    """Load TensorFlow without its banner; what it says when it fails to load is shown."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    with console.silent_stderr():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
-    tf.get_logger().setLevel("ERROR")
-
-
-def _print_plan(title: str, plan: dict[str, Any]) -> None:
-    """Print what would be done, a line a setting, in the form that --config reads."""
-    print(f"# keras-kd {title}, as it would run; nothing is loaded or written.")
-    for name, value in plan.items():
-        if name not in ("dry_run", "summary") and value is not None:
-            print(f"{name} = {json.dumps(records.plain(value), ensure_ascii=False)}")
 
 
 def _finish(path: Path) -> None:
@@ -372,12 +354,12 @@ def _in_three_parts(error: ValueError | TypeError, words: Sequence[str]) -> str:
     )
 
 
-def _fail(words: str, debug: bool) -> None:
+def _fail(words: str, debug: bool, code: int = 2) -> None:
     """Leave with the words for a person, or with the whole traceback."""
     if debug:
         raise
     print(words, file=sys.stderr)
-    raise SystemExit(2) from None
+    raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_kd import checks, recipes
-from keras_kd.running import errands, lessons, plans, records, user_models
+from keras_kd.running import errands, lessons, plans, records, soft_lessons, user_models
 from keras_kd.running.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ SETTINGS = (
 )
 """The settings of `distill` that can be checked before anything loads."""
 
-FORMATS = ("saved_model", "tflite")
-
 
 def run(
     recipe: str | Recipe = recipes.DEFAULT,
@@ -55,8 +53,9 @@ def run(
 ) -> Path:
     """Train a recipe's teacher and its students over the seeds, compare, export, and write it down.
 
-    The teacher is trained once and kept under `<out>/<recipe>/teachers`; the next run takes it
-    from there where everything that decides it is the same.
+    The teacher is trained once and kept under `<out>/<recipe>/teachers`, and its answers to the
+    training data under `<out>/<recipe>/soft_targets`, where the students' batches are not
+    augmented; the next run takes both from there where everything that decides them is the same.
 
     Args:
         recipe: a recipe's name, or a `Recipe`.
@@ -75,7 +74,7 @@ def run(
         ValueError: for a recipe, field, folder, data set or shape that does not fit, before
             anything is trained.
     """
-    started, progress = now(), progress or Progress()
+    started, progress = records.now(), progress or Progress()
     recipe_name, plan = resolve(recipe, changes)
     home = records.writable(Path(out) / recipe_name)
     path = records.new_path(home, name)
@@ -91,6 +90,7 @@ def run(
             dataset,
             folder,
             progress,
+            home=home,
             started=started,
             recipe=recipe_name,
             command=command,
@@ -116,6 +116,7 @@ def distill(
     loss: str | None = None,
     distillation_losses: Sequence[str] = (),
     distillation_loss_weights: Sequence[float] | None = None,
+    soft_targets: bool = True,
     progress: Progress | None = None,
     command: Sequence[str] | None = None,
 ) -> Path:
@@ -143,6 +144,8 @@ def distill(
         distillation_losses: `NAME` or `NAME(key=value, ...)` of `keras_kd.losses`; none: by the
             outputs, `LogitsDistillation` for classes.
         distillation_loss_weights: one for each of them.
+        soft_targets: whether the teacher's answers are kept under `<out>/distill/soft_targets`,
+            for every seed and for the next run; False: it is asked in each step.
         progress: hears where the run is; None: silence.
         command: the command line to write down, if there is one.
 
@@ -154,7 +157,7 @@ def distill(
     """
     from keras_kd.teachers import fingerprint
 
-    started, progress = now(), progress or Progress()
+    started, progress = records.now(), progress or Progress()
     plans.check_settings(
         seeds=seeds,
         epochs=epochs,
@@ -186,10 +189,13 @@ def distill(
         learning_rate=learning_rate,
         student_loss_weight=student_loss_weight,
         seeds=seeds,
+        soft_targets=soft_targets,
     )
     lessons.check(teacher_model, "teacher", dataset)
     lessons.rehearse(plan, teacher_model, dataset)
     about = {"source": teacher, "fingerprint": fingerprint([teacher_model])}
+    if teacher.endswith(".keras"):
+        about["sha256"] = records.checksum(Path(teacher))
     with records.whole(path) as folder, progress:
         progress.begin(stages(plan))
         if student.endswith(".keras") and len(seeds) > 1:
@@ -203,6 +209,7 @@ def distill(
             dataset,
             folder,
             progress,
+            home=home,
             started=started,
             recipe=None,
             command=command,
@@ -218,6 +225,7 @@ def tell(
     folder: Path,
     progress: Progress,
     *,
+    home: Path,
     started: datetime.datetime,
     recipe: str | None,
     command: Sequence[str] | None,
@@ -231,20 +239,22 @@ def tell(
         dataset: the prepared data.
         folder: the run's folder, to be filled.
         progress: hears where it is.
+        home: the folder of the runs, where the teacher's answers are kept.
         started: when the run began.
         recipe: the recipe's name, or None for a person's own models.
         command: the command line, if there is one.
     """
+    compared = lessons.stated(teacher, dataset)
+    soft, about_soft = soft_lessons.ask_once(plan, compared, about_teacher, dataset, home, progress)
     students = {
         f"{arm}-seed{seed}": lessons.teach_student(
-            arm, plan, teacher, dataset, seed, folder / "logs" / f"{arm}-seed{seed}", progress
+            arm, plan, teacher, dataset, seed, folder / "logs" / f"{arm}-seed{seed}", progress, soft
         )
         for seed in plan.seeds
         for arm in lessons.ARMS
     }
     progress.say("Comparing on the validation and the test split …")
     models = {"teacher": teacher, **{name: trained.model for name, trained in students.items()}}
-    compared = lessons.stated(teacher, dataset)
     rows = {
         split: measure(plan, compared, models, getattr(dataset, split))
         for split in ("validation", "test")
@@ -252,19 +262,23 @@ def tell(
     chosen = choose(plan.seeds, students, rows["validation"])
     best = students[chosen["student"]].model
     best.save(folder / "student.keras")
-    exports = ship(best, dataset, folder, progress)
+    exports = errands.ship(best, dataset, folder, progress)
     record = {
         "schema": records.SCHEMA,
         "recipe": recipe,
         "command": command,
         "started": started.isoformat(timespec="seconds"),
-        "seconds": (now() - started).total_seconds(),
+        "seconds": (records.now() - started).total_seconds(),
         "seeds": plan.seeds,
         "config": plans.config_of(plan),
         "versions": records.versions(),
         "machine": records.machine(),
-        "data": about_data(dataset),
-        "teacher": {**about_teacher, **{split: row["teacher"] for split, row in rows.items()}},
+        "data": records.about_data(dataset),
+        "teacher": {
+            **about_teacher,
+            "soft_targets": about_soft,
+            **{split: row["teacher"] for split, row in rows.items()},
+        },
         "students": {arm: records.arm(arm, plan.seeds, students, rows) for arm in lessons.ARMS},
         "chosen": chosen,
         "exports": exports,
@@ -365,55 +379,3 @@ def choose(
         scores = {name: students[name].history["val_loss"][-1] for name in names}
         by, best = "lowest validation loss", min(scores, key=scores.__getitem__)
     return {"student": best, "seed": names[best], "by": by, "value": scores[best]}
-
-
-def ship(
-    student: keras.Model, dataset: Dataset, folder: Path, progress: Progress
-) -> dict[str, Any]:
-    """Export the student in each format; one that cannot be written costs no training.
-
-    Args:
-        student: the chosen student.
-        dataset: its test split is what the files are verified on.
-        folder: the run's folder.
-        progress: hears of a format that was refused.
-
-    Returns:
-        format -> {"path", "certificate"}, or {"refused": the words}.
-    """
-    from keras_kd.export import export_student
-
-    exports: dict[str, Any] = {}
-    for form in FORMATS:
-        progress.say(f"Exporting {form} …")
-        try:
-            made = export_student(
-                student,
-                folder,
-                formats=[form],
-                verification_data=dataset.test.batches(errands.BATCH),
-            )[form]
-        except (ValueError, TypeError, RuntimeError) as error:
-            exports[form] = {"refused": str(error)}
-            progress.say(f"There is no {form} file: {error}")
-        else:
-            path = Path(made.path).relative_to(folder)
-            exports[form] = {"path": path, "certificate": made.certificate}
-    return exports
-
-
-def now() -> datetime.datetime:
-    """Return the time, with its zone."""
-    return datetime.datetime.now(datetime.UTC)
-
-
-def about_data(dataset: Dataset) -> dict[str, Any]:
-    """Say which data it was."""
-    return {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "train": len(dataset.train),
-        "validation": len(dataset.validation),
-        "test": len(dataset.test),
-        "classes": dataset.classes,
-    }

@@ -132,7 +132,9 @@ def test_lists_are_what_the_package_has():
         catalogue.rows("loses")
 
 
-@pytest.mark.parametrize("command", ["run", "distill", "export", "evaluate", "list", "env"])
+@pytest.mark.parametrize(
+    "command", ["run", "distill", "export", "evaluate", "soft-targets", "list", "env"]
+)
 def test_every_command_has_help(capsys, command):
     assert call(command, "--help") == 0
     assert f"keras-kd {command}" in capsys.readouterr().out
@@ -281,6 +283,10 @@ def test_distill_with_named_losses_then_evaluate_and_export(capsys, tmp_path, fl
     assert "in " + str(folder) in shown
     assert "Every seed starts from the student file's weights" in shown
 
+    soft = record["teacher"]["soft_targets"]
+    assert "The teacher's answers are stored once" in shown and soft["examples"] > 0
+    assert (folder / soft["path"] / "manifest.json").is_file()
+
     made = folder / "student.keras"
     assert call("evaluate", "--teacher", teacher, "--student", f"small={made}", "--data", data) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("small")]
@@ -300,6 +306,19 @@ def test_a_file_is_every_seeds_start(tmp_path, flowers):
         keras.models.load_model(folder / "student.keras").get_weights(), start, strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_way_a_teacher_teaches_changes_no_student(tmp_path, flowers):
+    data, teacher, student = flowers
+    words = ("--teacher", teacher, "--student", student, "--data", data)
+    stored, one = distilled(tmp_path / "stored", *words)
+    live, other = distilled(tmp_path / "live", *words, "--no-soft-targets")
+    assert stored["config"]["soft_targets"] and stored["teacher"]["soft_targets"]
+    assert not live["config"]["soft_targets"] and live["teacher"]["soft_targets"] is None
+    assert [path.name for path in other.parent.iterdir()] == ["test"]
+    students = [keras.models.load_model(folder / "student.keras") for folder in (one, other)]
+    for a, b in zip(*(model.get_weights() for model in students), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 SUBCLASSED = """

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from keras_kd.running import records
 from keras_kd.running.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,6 +39,10 @@ COLUMNS = {
     "parameters": ("parameters", 1.0, 0),
 }
 """Measurement -> its title in the table, the factor and the number of decimals to show it with."""
+
+
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}
+"""Environment variables that keep TensorFlow's banner away; a person's own values stay."""
 
 
 class Lines(Progress):
@@ -207,6 +213,30 @@ def about_file(made: Mapping[str, Any]) -> str:
     near = f"within {largest:.0e} of" if largest else "equal to"
     size, examples = f"{certificate['bytes'] / 1000:,.0f} kB", f"{verified['examples']:,} examples"
     return f"          {made['path']}, {size}: {near} the Keras model's outputs on {examples}"
+
+
+def print_plan(title: str, plan: Mapping[str, Any]) -> None:
+    """Print what would be done, a line a setting, in the form that --config reads.
+
+    Args:
+        title: the command.
+        plan: setting -> value; None is left out.
+    """
+    print(f"# keras-kd {title}, as it would run; nothing is loaded or written.")
+    for name, value in plan.items():
+        if name not in ("dry_run", "summary") and value is not None:
+            print(f"{name} = {json.dumps(records.plain(value), ensure_ascii=False)}")
+
+
+def quiet() -> None:
+    """Load TensorFlow without its banner; what it says when it fails to load is shown."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    with silent_stderr():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    tf.get_logger().setLevel("ERROR")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -76,6 +76,9 @@ class Changes:
     limit: int | None = None
     """Number of training examples to use."""
 
+    soft_targets: bool | None = None
+    """Keep the teacher's answers for all seeds, or ask it in each step; the students are alike."""
+
     def given(self) -> dict[str, Any]:
         """Return the fields that were given."""
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -124,6 +127,60 @@ class Distillation:
 
     distillation_loss_weights: Annotated[tuple[float, ...] | None, Several] = None
     """One weight for each of them. Default: 1 each."""
+
+    soft_targets: bool = True
+    """Keep the teacher's answers for all seeds, or ask it in each step; the students are alike."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Storing:
+    """What a store of soft targets is built from, and what it keeps."""
+
+    teacher: Annotated[tuple[str, ...], Repeated]
+    """FILE.keras, or module:function. Repeatable: several are asked as one, an ensemble."""
+
+    data: str
+    """The data set: npz:FILE, tfds:NAME, idx:FOLDER, or a name from `keras-kd list data`."""
+
+    out: Path
+    """Folder of the store."""
+
+    split: Literal["train", "validation", "test"] = "train"
+    """Which examples of it; train is what `distill` trains on."""
+
+    validation: float = 0.1
+    """Share of the training examples that is drawn for validation, as in `distill`."""
+
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets, for data named tfds:NAME. Default: TFDS's own."""
+
+    layers: Annotated[tuple[str, ...], Several] = ()
+    """Paths of the teacher's layers whose outputs are kept too."""
+
+    top_k: int | None = None
+    """How many of the largest logits to keep. Default: all."""
+
+    temperatures: Annotated[tuple[float, ...], Several] = (1.0,)
+    """With --top-k: each temperature that a student will learn at."""
+
+    dtype: Literal["float16", "float32"] = "float16"
+    """What the numbers are stored in."""
+
+    batch_size: int = 256
+    """Examples that the teacher is asked at once."""
+
+    shard: str | None = None
+    """I/N: examples I, I + N, I + 2N, ... alone; `merge` puts the parts together."""
+
+    outputs: Literal["auto", "logits", "probabilities", "values"] = "auto"
+    """What the teacher answers. Default: by the labels and its last activation."""
+
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    """What belongs between its logits and probabilities."""
+
+    dry_run: Annotated[bool, Flag] = False
+    """Print what would be done, and stop."""
 
 
 PLACE = Place()

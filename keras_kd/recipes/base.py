@@ -48,6 +48,8 @@ class Recipe:
         validation: the share of the training examples that chooses, and does not train.
         limit: the number of training examples to use (the first after the seeded split), or
             None for all.
+        soft_targets: whether the teacher is asked once and its answers are kept for all seeds,
+            where the student's batches are not augmented; False: it is asked in each step.
 
     Raises:
         TypeError: "`epochs` must be a whole number.", or another field of a wrong type.
@@ -67,6 +69,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0, 1, 2)
     validation: float = 0.1
     limit: int | None = None
+    soft_targets: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with, before anything loads."""
@@ -79,6 +82,13 @@ class Recipe:
         if self.limit is not None:
             _whole("limit", self.limit, minimum=1)
         _check_seeds(self.seeds)
+        if not isinstance(self.soft_targets, bool):
+            raise checks.bad_type(
+                "`soft_targets` must be True or False.",
+                given=f"{self.soft_targets!r} ({type(self.soft_targets).__name__})",
+                expected="a bool",
+                fix="pass soft_targets=False to ask the teacher in each step.",
+            )
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Give the inputs the shape and type that the networks take; here: as they are."""

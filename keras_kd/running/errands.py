@@ -1,19 +1,26 @@
-"""Short errands with a person's model files: compare them, export one."""
+"""Short errands with models that are there: compare them, export one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_kd.running import lessons, records, user_models
+from keras_kd.running.progress import Progress
 
 if TYPE_CHECKING:
+    import keras
+
+    from keras_kd.data import Dataset
     from keras_kd.evaluation import Comparison
     from keras_kd.export import Artifact
 
 BATCH = 256
 """Examples in a batch where nothing is trained."""
+
+FORMATS = ("saved_model", "tflite")
+"""What a run exports."""
 
 
 def evaluate(
@@ -54,7 +61,7 @@ def export(
     data: str,
     out: str | Path,
     *,
-    formats: Sequence[str] = ("saved_model", "tflite"),
+    formats: Sequence[str] = FORMATS,
     data_dir: str | Path | None = None,
 ) -> Mapping[str, Artifact]:
     """Export a model and verify each file on a data set's test split.
@@ -80,3 +87,38 @@ def export(
     lessons.check(loaded, "model", dataset)
     test = dataset.test.batches(BATCH)
     return export_student(loaded, folder, formats=formats, verification_data=test)
+
+
+def ship(
+    student: keras.Model, dataset: Dataset, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Export the student in each format; one that cannot be written costs no training.
+
+    Args:
+        student: the chosen student.
+        dataset: its test split is what the files are verified on.
+        folder: the run's folder.
+        progress: hears of a format that was refused.
+
+    Returns:
+        format -> {"path", "certificate"}, or {"refused": the words}.
+    """
+    from keras_kd.export import export_student
+
+    exports: dict[str, Any] = {}
+    for form in FORMATS:
+        progress.say(f"Exporting {form} …")
+        try:
+            made = export_student(
+                student,
+                folder,
+                formats=[form],
+                verification_data=dataset.test.batches(BATCH),
+            )[form]
+        except (ValueError, TypeError, RuntimeError) as error:
+            exports[form] = {"refused": str(error)}
+            progress.say(f"There is no {form} file: {error}")
+        else:
+            path = Path(made.path).relative_to(folder)
+            exports[form] = {"path": path, "certificate": made.certificate}
+    return exports

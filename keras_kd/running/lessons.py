@@ -6,6 +6,7 @@ one is the same line of code.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from keras_kd.data import Dataset, Split
     from keras_kd.recipes import Recipe
     from keras_kd.running.plans import StudentPlan
+    from keras_kd.soft_targets import SoftTargets
     from keras_kd.teachers import Teacher
 
 TEACHER_SEED = 0
@@ -40,12 +42,14 @@ class Budget:
         learning_rate: the optimizer's highest rate.
         augmentation: what changes the training batches, or None.
         seed: for the order of the data, the augmentation, and what TensorFlow draws.
+        soft: the teacher's answers that go with the training batches, or None.
     """
 
     epochs: int
     learning_rate: float
     augmentation: Callable[..., Any] | None
     seed: int
+    soft: SoftTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ def teach_student(
     seed: int,
     logs: Path,
     progress: Progress,
+    soft: SoftTargets | None = None,
 ) -> Trained:
     """Train the student of a seed, alone or distilled; nothing else differs between the two.
 
@@ -236,15 +241,17 @@ def teach_student(
         seed: for first weights, the order of the data, augmentation and dropout.
         logs: the folder for TensorBoard.
         progress: hears where it is.
+        soft: the teacher's answers to the training split, where they are kept; None: it is asked.
 
     Returns:
         The plain student, its history and time.
     """
     student = new_student(plan, dataset, seed)
     learner = student
-    if arm == "distilled":
-        learner = distiller(plan, stated(teacher, dataset), student)
     budget = Budget(plan.epochs, plan.learning_rate, plan.student_augmentation(), seed)
+    if arm == "distilled":
+        learner = distiller(plan, stated(teacher, dataset) if soft is None else soft, student)
+        budget = dataclasses.replace(budget, soft=soft)
     stage = f"{arm} seed {seed}"
     trained = fit(learner, plan, dataset, budget, stage, logs, progress)
     return Trained(student, trained.history, trained.seconds)
@@ -298,7 +305,7 @@ def fit(
         model: a plain model or a Distiller.
         plan: gives optimizer, loss, metrics and the sizes of steps.
         dataset: the prepared data; validation is measured after each epoch.
-        budget: epochs, rate, augmentation and seed.
+        budget: epochs, rate, augmentation, seed, and the teacher's answers.
         stage: its name for `progress`.
         logs: the folder for TensorBoard.
         progress: hears of each epoch.
@@ -312,6 +319,8 @@ def fit(
     batches = dataset.train.batches(
         plan.batch_size, shuffle_seed=budget.seed, transform=budget.augmentation
     )
+    if budget.soft is not None:
+        batches = budget.soft.attach(batches)
     model.compile(
         optimizer=plan.optimizer(budget.learning_rate, int(batches.cardinality()) * budget.epochs),
         loss=plan.loss(),

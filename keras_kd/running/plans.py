@@ -50,6 +50,10 @@ class StudentPlan(Protocol):
     def steps_per_execution(self) -> int:
         """Training steps in one call of the compiled graph."""
 
+    @property
+    def soft_targets(self) -> bool:
+        """Whether the teacher's answers are kept where the batches are not augmented."""
+
     def student(self) -> keras.Model:
         """Make a new student."""
 
@@ -96,6 +100,7 @@ class UserPlan:
         student_loss_weight: the labels' share of the total loss, 0 to 1.
         steps_per_execution: training steps in one call of the compiled graph.
         seeds: one training alone and one distilled for each.
+        soft_targets: whether the teacher's answers are kept, and the teacher is not asked again.
     """
 
     student_source: str
@@ -111,6 +116,7 @@ class UserPlan:
     student_loss_weight: float
     seeds: tuple[int, ...]
     steps_per_execution: int = 1
+    soft_targets: bool = True
 
     def student(self) -> keras.Model:
         """Load or make the student: a file gives its own weights, a function makes new ones."""

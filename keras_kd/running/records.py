@@ -44,6 +44,9 @@ PACKAGES = (
     "tensorboard",
     "tensorflow-datasets",
 )
+KEPT = ("teachers", "soft_targets")
+"""Folders beside the runs, with what the next run takes again."""
+
 TEACHER_FIELDS = ("batch_size", "teacher_epochs", "teacher_learning_rate", "limit")
 STUDENT_METHODS = (
     "student",
@@ -97,11 +100,12 @@ def new_path(parent: Path, name: str | None) -> Path:
         stamp = datetime.datetime.now().strftime("%Y-%m-%dT%H%M%S")
         taken = sum(1 for path in parent.glob(f"{stamp}*"))
         return parent / (f"{stamp}-{taken + 1}" if taken else stamp)
-    if name in ("", "teachers") or name.startswith(".") or Path(name).name != name:
+    if name in ("", *KEPT) or name.startswith(".") or Path(name).name != name:
         raise checks.bad_value(
             "`name` must be the name of a folder.",
             given=repr(name),
-            expected="a name without slashes and without a dot in front, and not 'teachers'",
+            expected="a name without slashes and without a dot in front, and not "
+            + " or ".join(map(repr, KEPT)),
             fix="pass, for example, name='first-try', and the place for all runs with out=...",
         )
     if (parent / name).exists():
@@ -284,6 +288,23 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "accelerators": [d.device_type for d in devices if d.device_type != "CPU"],
     }
+
+
+def about_data(dataset: Dataset) -> dict[str, Any]:
+    """Say which data it was."""
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "train": len(dataset.train),
+        "validation": len(dataset.validation),
+        "test": len(dataset.test),
+        "classes": dataset.classes,
+    }
+
+
+def now() -> datetime.datetime:
+    """Return the time, with its zone."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 def spread(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:

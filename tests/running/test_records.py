@@ -42,7 +42,7 @@ def test_run_names(tmp_path):
     assert records.new_path(tmp_path, "mine") == tmp_path / "mine"
     with pytest.raises(ValueError, match=r"There is a run '.*' already"):
         records.new_path(tmp_path, first.name)
-    for name in ("a/b", ".hidden", "", "teachers", ".."):
+    for name in ("a/b", ".hidden", "", "teachers", "soft_targets", ".."):
         with pytest.raises(ValueError, match="`name` must be the name of a folder"):
             records.new_path(tmp_path, name)
 
