@@ -20,6 +20,7 @@ from keras_kd.outputs import OutputReader
 from keras_kd.soft_batch import inputs_of
 from keras_kd.taps import TappedModel, call_model, check_inputs, output_names
 from keras_kd.teachers import AbsentTeacher, Teacher, as_teacher, no_model, refuse_shared_weights
+from keras_kd.trackers import LossTracker
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -95,8 +96,8 @@ class Distiller(keras.Model):
         self.student_loss_weight = schedules.fraction("student_loss_weight", student_loss_weight)
         self.connections = self._connect(distillation_losses, distillation_loss_weights)
         self._tapped = TappedModel(student, self.connections.student_paths)
-        self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
-        self._loss_trackers = [keras.metrics.Mean(name=name) for name in self.connections.names]
+        self._student_loss_tracker = LossTracker(name="student_loss")
+        self._loss_trackers = [LossTracker(name=name) for name in self.connections.names]
         self._schedule_trackers = schedules.trackers(
             {"student_loss_weight": self.student_loss_weight, **self.connections.schedules()}
         )
@@ -234,6 +235,7 @@ class Distiller(keras.Model):
         if kwargs.get("jit_compile", "auto") == "auto" and not supports_jit(self._teacher.models):
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        self._loss_tracker = LossTracker(name="loss")
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the student's outputs."""

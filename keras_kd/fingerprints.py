@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -51,43 +50,12 @@ def of(inputs: Any) -> tf.Tensor:
     return tf.fingerprint(tf.concat(named, axis=1))
 
 
-def of_arrays(inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """Name every example of a batch of arrays as `of` does, with two operations for each array.
-
-    Args:
-        inputs: the arrays of `keras.tree.flatten(x)`, batch first.
-
-    Returns:
-        `(batch, 8)` uint8.
-    """
-    named = []
-    for number, array in enumerate(inputs):
-        if array.dtype.kind in "OSU":  # strings have bytes of their own
-            return of(list(inputs)).numpy()
-        head = _head(number, len(inputs), array.dtype, array.shape[1:])
-        named += [np.tile(head, (len(array), 1)), _hashes(array)]
-    return _hashes(np.concatenate(named, axis=1))
-
-
-def _hashes(rows: np.ndarray) -> np.ndarray:
-    return tf.raw_ops.Fingerprint(data=rows, method=_method()).numpy()
-
-
 @functools.cache
-def _method() -> tf.Tensor:
-    """Keep the name as a tensor: making one takes longer than hashing a row of an image."""
-    return tf.constant(b"farmhash64")
-
-
-@functools.cache
-def _head(number: int, count: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    sizes = np.array(shape, "<i8").view(np.uint8)
-    return np.concatenate([np.array(_kind(number, count, tf.as_dtype(dtype)), np.uint8), sizes])
-
-
-def _kind(number: int, count: int, dtype: tf.DType) -> list[int]:
+def _head(number: int, count: int, dtype: tf.DType, shape: tuple[int, ...]) -> np.ndarray:
+    """Say in bytes which of the tensors it is, of which type, and what shape an example has."""
     words = f"{number}/{count} {dtype.name}".encode()
-    return list(hashlib.blake2b(words, digest_size=SIZE).digest())
+    kind = np.frombuffer(hashlib.blake2b(words, digest_size=SIZE).digest(), np.uint8)
+    return np.concatenate([kind, np.array(shape, "<i8").view(np.uint8)])
 
 
 def as_numbers(fingerprints: np.ndarray) -> np.ndarray:
@@ -134,13 +102,15 @@ def not_dense(kind: str) -> TypeError:
 
 def _named(leaf: tf.Tensor, number: int, count: int) -> tf.Tensor:
     """Name one tensor of each example: what it is, its shape, and its content; (batch, n) uint8."""
-    kind = tf.constant(_kind(number, count, leaf.dtype), tf.uint8)
     shape = tf.shape(leaf, out_type=tf.int64)
-    sizes = tf.reshape(tf.bitcast(shape[1:], tf.uint8), [-1])
-    head = tf.concat([kind, sizes], axis=0)
-    heads = tf.broadcast_to(head, tf.stack([shape[0], tf.size(head, out_type=tf.int64)]))
+    if leaf.shape[1:].is_fully_defined():
+        head = tf.constant(_head(number, count, leaf.dtype, tuple(leaf.shape[1:])))
+    else:
+        sizes = tf.reshape(tf.bitcast(shape[1:], tf.uint8), [-1])
+        head = tf.concat([_head(number, count, leaf.dtype, ()), sizes], axis=0)
     if leaf.dtype == tf.string:  # each string for itself: "ab", "c" is not "a", "bc"
         each = tf.fingerprint(tf.reshape(leaf, [-1]))
         width = tf.reduce_prod(shape[1:]) * SIZE
         leaf = tf.reshape(each, tf.stack([shape[0], width]))
+    heads = tf.broadcast_to(head, tf.stack([shape[0], tf.size(head, out_type=tf.int64)]))
     return tf.concat([heads, tf.fingerprint(leaf)], axis=1)

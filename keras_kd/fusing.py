@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 XLA = platform.system() != "Darwin" or None  # TensorFlow has none on Apple's GPUs
-VECTOR, MATRIX, CUBE = (tf.TensorSpec((None,) * axes) for axes in (1, 2, 3))
+NUMBER, VECTOR, MATRIX, CUBE = (tf.TensorSpec((None,) * axes) for axes in (0, 1, 2, 3))
 
 
 def fused(*signature: tf.TensorSpec) -> Callable[[Callable], Any]:
@@ -18,6 +18,6 @@ def fused(*signature: tf.TensorSpec) -> Callable[[Callable], Any]:
     It is compiled once for each batch size, in a fraction of a second.
 
     Args:
-        *signature: `VECTOR`, `MATRIX` or `CUBE` for each argument, of any size.
+        *signature: `NUMBER`, `VECTOR`, `MATRIX` or `CUBE` for each argument, of any size.
     """
     return tf.function(input_signature=signature, jit_compile=XLA, autograph=False)

@@ -53,7 +53,7 @@ def weighted_mean(values: Tensor, sample_weight: Any = None, mask: Any = None) -
         count = ops.sum(ops.cast(real, "float32"))
     if sample_weight is not None:
         values = values * broadcast("sample_weight", as_float32(sample_weight), values)
-    return ops.divide_no_nan(ops.sum(values), count)
+    return ops.sum(values) * ops.divide_no_nan(1.0, count)  # no slope by the count is computed
 
 
 def broadcast(what: str, weight: Tensor, values: Tensor) -> Tensor:

@@ -17,10 +17,9 @@ import tensorflow as tf
 from keras import ops
 
 from keras_kd import checks
-from keras_kd.fusing import MATRIX, fused
+from keras_kd.fusing import MATRIX, NUMBER, fused
 
 Tensor = Any
-NUMBER = tf.TensorSpec(())
 PLACES = tf.TensorSpec((None, None), tf.int32)
 EMPTY = 200.0  # e⁻²⁰⁰ is 0 in float32, and its logarithm still a number
 ROUNDING = 2.0**-24  # half a step between float32 numbers, relative to the number
@@ -211,10 +210,15 @@ def coarsen(
         sides = _beside_nothing(teacher.logits, temperature), _beside_nothing(kept, temperature)
     else:
         at_once = None not in student.shape[1:]  # else each length would be compiled anew
-        sides = _rest_of(teacher, temperature), _kept_and_rest(rows, places, temperature, at_once)
+        index = teacher.temperatures.index(temperature)
+        parts = teacher.logits, teacher.log_sum_exp[..., index : index + 1]
+        known = (tf.reshape(part, (-1, part.shape[-1])) for part in parts)
+        rest = _with_rest if at_once else _with_rest.python_function
+        sides = rest(*known, temperature), _kept_and_rest(rows, places, temperature, at_once)
     shape = tf.concat([tf.shape(student)[:-1], [teacher.k + 1]], 0)
-    t, s = sides[0], tf.reshape(sides[1], shape)
-    s.set_shape((*student.shape[:-1], teacher.k + 1))
+    t, s = (tf.reshape(side, shape) for side in sides)
+    for side in (t, s):
+        side.set_shape((*student.shape[:-1], teacher.k + 1))
     return t, s
 
 
@@ -224,22 +228,21 @@ def _beside_nothing(logits: Tensor, temperature: float) -> Tensor:
     return tf.concat([logits, largest - EMPTY * temperature], -1)
 
 
-def _rest_of(teacher: TopKLogits, temperature: float) -> Tensor:
+@fused(MATRIX, MATRIX, NUMBER)
+def _with_rest(logits: Tensor, total: Tensor, temperature: Tensor) -> Tensor:
     """Add the teacher's rest class: what all classes sum to, without the kept ones.
 
     In float64, so that only the rounding of the stored log-sum-exp is lost.
     """
-    index = teacher.temperatures.index(temperature)
-    total = tf.cast(teacher.log_sum_exp[..., index : index + 1], tf.float64)
-    logits = tf.cast(teacher.logits, tf.float64)
-    kept = tf.reduce_logsumexp(logits / temperature, -1, keepdims=True)
+    exact, total, temperature = (tf.cast(part, tf.float64) for part in (logits, total, temperature))
+    kept = tf.reduce_logsumexp(exact / temperature, -1, keepdims=True)
     rounding = ROUNDING * tf.abs(total) + 1e-12
     beyond = total - kept
     known = beyond > rounding
     share = tf.math.expm1(tf.where(known, beyond, 1.0))  # of the rest, where the kept have 1
     share = tf.where(known, share, tf.minimum(rounding, ROUNDING))
     rest = temperature * (kept + tf.math.log(share))
-    return tf.concat([teacher.logits, tf.cast(rest, tf.float32)], -1)
+    return tf.concat([logits, tf.cast(rest, tf.float32)], -1)
 
 
 def _kept_and_rest(logits: Tensor, classes: Tensor, temperature: float, at_once: bool) -> Tensor:

@@ -36,6 +36,7 @@ FLOORS = (
         "soft_batch",
         "student_losses",
         "taps",
+        "trackers",
     ),
     ("augmentation", "top_k"),
     ("attached", "detection", "losses", "tasks"),

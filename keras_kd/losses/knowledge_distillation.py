@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_kd import checks, keras_losses, schedules, top_k
@@ -33,6 +34,8 @@ def kl_divergence(
     With t and s the softmax (or the sigmoid of each label) of logits/T:
     forward KL(t‖s); reverse KL(s‖t); Jensen-Shannon β·KL(t‖m) + (1−β)·KL(s‖m), m = β·t + (1−β)·s.
     """
+    if direction == "forward" and activation == "softmax":
+        return _forward_divergence(teacher_logits, student_logits, temperature)
     return temperature**2 * sum(
         _divergence(teacher, student, direction, beta)
         for teacher, student in zip(
@@ -41,6 +44,23 @@ def kl_divergence(
             strict=True,
         )
     )
+
+
+def _forward_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: Any) -> Tensor:
+    """Return T²·KL(t‖s) of softmaxes, whose slope by the student's logits, T·(s − t), is known."""
+
+    @tf.custom_gradient
+    def divergence(logits: Tensor) -> tuple[Tensor, Callable]:
+        log_p, log_q = (
+            ops.log_softmax(side / temperature, axis=-1) for side in (teacher_logits, logits)
+        )
+
+        def slope(upstream: Tensor) -> Tensor:
+            return (ops.exp(log_q) - ops.exp(log_p)) * (temperature * upstream)[..., None]
+
+        return temperature**2 * relative_entropy(log_p, log_q), slope
+
+    return divergence(student_logits)
 
 
 def soft_cross_entropy(

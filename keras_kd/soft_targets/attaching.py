@@ -1,8 +1,14 @@
-"""Join the stored answers to the examples of a data set, as `tf.data`."""
+"""Join the stored answers to the examples of a data set, as `tf.data`.
+
+Data that comes in the order of the store meets its rows in a stream beside it, without any Python
+between the batches; each example's content is compared with its row's, and where they differ the
+row is looked up. Data whose order is not known beforehand is looked up batch by batch.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,10 +23,10 @@ from keras_kd.soft_targets.layout import FINGERPRINT_BYTES
 from keras_kd.soft_targets.store import Store
 
 TOGETHER = 256
-"""How many examples of a data set without batches are looked up at once."""
+"""How many examples of a data set without batches are joined at once."""
 
-EVERY = 16
-"""One example in so many is checked, once a whole pass was checked and came in order."""
+BLOCK_BYTES = 4 * 2**20
+"""How many bytes of rows are read at once, where they are read in order."""
 
 
 def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
@@ -30,107 +36,154 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
     takes = [(None, *described["shape"]) for described in store.manifest["build"]["inputs"]]
     in_batches = is_batched(dataset.element_spec, batched, takes)
     source = dataset if in_batches else dataset.batch(TOGETHER)
-    finder, layout = RowFinder(store), store.layout
-    specs = layout.specs()
-    dtypes = [spec.dtype for spec in tf.nest.flatten(specs)]
-
-    def answers(*leaves: np.ndarray) -> list[np.ndarray]:
-        return tf.nest.flatten(layout.teacher_of(finder(*leaves)))
-
-    def join(*element: Any) -> tuple:
-        x, *rest = element
-        leaves = keras.tree.flatten(x)
-        found = tf.nest.pack_sequence_as(specs, tf.numpy_function(answers, leaves, dtypes))
-        batch = leaves[0].shape[:1]
-        teacher = tf.nest.map_structure(
-            lambda tensor, spec: tf.ensure_shape(tensor, batch + spec.shape[1:]), found, specs
-        )
-        return (SoftBatch(x, teacher), *rest)
-
-    if _reads_alike(dataset):
-        _look_at_first(source, finder)
-    known = int(dataset.cardinality())
-    attached = source.map(join)
+    finder, known = Finder(store), int(dataset.cardinality())
+    size = _look_at_first(source, finder) if _reads_alike(dataset) else None
+    if not in_batches and 0 <= known < store.count:
+        tell_of_missing(known, store.count)
+    in_order = size is not None and known != tf.data.UNKNOWN_CARDINALITY
+    if in_order:
+        attached = _beside_its_rows(source, finder, size or 1, known if in_batches else -1)
+    else:
+        attached = _looked_up(source, finder)
     if not in_batches:
         attached = attached.unbatch()
-        if 0 <= known < store.count:
-            tell_of_missing(known, store.count)
-    if known != tf.data.INFINITE_CARDINALITY and (in_batches or known < 0):
-        size = tf.nest.flatten(dataset.element_spec)[0].shape[0] if in_batches else 1
-        attached = _counted(attached, finder, size or 1)
+    if not in_order and known != tf.data.INFINITE_CARDINALITY:
+        whole = tf.nest.flatten(source.element_spec)[0].shape[0] if in_batches else 1
+        attached = _counted(attached, finder, whole or 1)
     if known != tf.data.UNKNOWN_CARDINALITY:
         attached = attached.apply(tf.data.experimental.assert_cardinality(known))
     return attached.prefetch(tf.data.AUTOTUNE)
 
 
-class RowFinder:
-    """Find the rows of the examples that come, batch by batch.
-
-    Each example is looked for where it would be if the data came in the order of the store, and
-    else by its fingerprint. While the order holds, every example of one whole pass is checked, and
-    after that one in `EVERY`, at changing places.
+class Finder:
+    """Find the rows of examples by their content.
 
     Args:
         store: where the rows are.
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._next = 0
-        self._in_order = 0
-        self._place = 0
-        self.count = store.count
+        self.store = store
+        self.specs = store.layout.specs()
+        self.dtypes = [spec.dtype for spec in tf.nest.flatten(self.specs)]
         self.served = 0
 
-    def __call__(self, *leaves: np.ndarray) -> np.ndarray:
-        """Return the rows of a batch, given the flat arrays of its inputs.
+    def __call__(self, names: np.ndarray, *leaves: np.ndarray) -> list[np.ndarray]:
+        """Return the flat answers to a batch.
+
+        Args:
+            names: the fingerprints of its examples, `(batch, 8)` uint8.
+            *leaves: the flat arrays of its inputs, for an error.
 
         Raises:
             ValueError: "There are no soft targets for …".
         """
-        size = len(leaves[0])
-        self.served += size
-        rows = self._by_order(leaves, size)
-        return self._by_name(leaves) if rows is None else rows
-
-    def _by_order(self, leaves: tuple[np.ndarray, ...], size: int) -> np.ndarray | None:
-        """Take the rows that come next, or the first ones, where the fingerprints agree."""
-        every = slice(None)
-        if self._in_order >= self.count:
-            self._place = (self._place + 1) % min(EVERY, size)
-            every = slice(self._place, None, EVERY)
-        names = fingerprints.of_arrays([leaf[every] for leaf in leaves])
-        for start in dict.fromkeys((self._next, 0)):
-            rows = self._store.rows((start + np.arange(size)) % self.count)
-            if np.array_equal(rows[every, :FINGERPRINT_BYTES], names):
-                self._in_order = size + (self._in_order if start == self._next else 0)
-                self._next = (start + size) % self.count
-                return rows
-        self._in_order = 0
-        return None
-
-    def _by_name(self, leaves: tuple[np.ndarray, ...]) -> np.ndarray:
-        """Look each example up in the index."""
-        numbers = self._store.find(fingerprints.as_numbers(fingerprints.of_arrays(leaves)))
+        self.served += len(names)
+        numbers = self.store.find(fingerprints.as_numbers(names))
         unknown = np.flatnonzero(numbers < 0)
         if unknown.size:
             raise self._unknown(leaves, unknown)
-        self._next = int(numbers[-1] + 1) % self.count
-        return self._store.rows(numbers)
+        return self.answers(self.store.rows(numbers))
+
+    def answers(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the flat answers of rows."""
+        return tf.nest.flatten(self.store.layout.teacher_of(rows))
+
+    def tell(self, seen: int, least: int) -> None:
+        """Warn where so many or more of the stored examples were not seen."""
+        if seen + least <= self.store.count:
+            tell_of_missing(seen, self.store.count)
 
     def _unknown(self, leaves: tuple[np.ndarray, ...], unknown: np.ndarray) -> ValueError:
         first, size = int(unknown[0]), len(leaves[0])
-        known = self._store.manifest["build"]["inputs"]
+        known = self.store.manifest["build"]["inputs"]
         return checks.bad_value(
             f"There are no soft targets for example {first} of a batch of {size}.",
             given="; ".join(examples.described(leaf[first : first + 1]) for leaf in leaves)
             + f"; {unknown.size} of {size} are unknown",
-            expected=f"an example that the teacher saw, by its content; of {self.count:,} "
+            expected=f"an example that the teacher saw, by its content; of {self.store.count:,} "
             f"the first ones held {'; '.join(map(examples.in_words, known))}",
             fix="attach to the data that the store was built from: the same scaling, type and "
             "shape, and no augmentation but a kd.ReplayableAugmentation that both apply; augment "
             "or rescale after attach, or build the soft targets from this data.",
         )
+
+
+def _joined(element: Any, found: Callable[..., list[tf.Tensor]], specs: Any) -> tuple:
+    """Put the answers beside the inputs of a batch, in TensorFlow operations.
+
+    Args:
+        element: x, (x, y) or (x, y, weights).
+        found: gives the flat answers to these names and flat inputs.
+        specs: the specs of the answers.
+    """
+    x, *rest = element if type(element) is tuple else (element,)
+    leaves = keras.tree.flatten(x)
+    teacher = tf.nest.map_structure(
+        lambda tensor, spec: tf.ensure_shape(tensor, leaves[0].shape[:1] + spec.shape[1:]),
+        tf.nest.pack_sequence_as(specs, found(fingerprints.of(x), leaves)),
+        specs,
+    )
+    return (SoftBatch(x, teacher), *rest)
+
+
+def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
+    """Join batches with the rows of their contents."""
+
+    def found(names: tf.Tensor, leaves: list[tf.Tensor]) -> list[tf.Tensor]:
+        return tf.numpy_function(finder, [names, *leaves], finder.dtypes)
+
+    def join(*element: Any) -> tuple:
+        return _joined(element, found, finder.specs)
+
+    return source.map(join)
+
+
+def _beside_its_rows(
+    source: tf.data.Dataset, finder: Finder, size: int, batches: int
+) -> tf.data.Dataset:
+    """Join batches of one size with a stream of the rows; tell where the data ends too early."""
+    whole = tf.nest.flatten(source.element_spec)[0].shape[0] is not None
+
+    def of_last(number: np.ndarray, names: np.ndarray, *leaves: np.ndarray) -> list[np.ndarray]:
+        if number == batches - 1:
+            finder.tell(int(number) * size + len(names), size if whole else 1)
+        return finder(names, *leaves)
+
+    def join(number: tf.Tensor, pair: tuple) -> tuple:
+        element, (expected, *came) = pair
+
+        def found(names: tf.Tensor, leaves: list[tf.Tensor]) -> list[tf.Tensor]:
+            sides = [tf.fingerprint(tf.reshape(side, (1, -1))) for side in (names, expected)]
+            theirs = tf.reduce_all(tf.equal(*sides)) & (number != batches - 1)
+            return tf.cond(
+                theirs,
+                lambda: came,
+                lambda: tf.numpy_function(of_last, [number, names, *leaves], finder.dtypes),
+            )
+
+        return _joined(element, found, finder.specs)
+
+    rows = _rows_in_order(finder).rebatch(size, drop_remainder=whole).repeat()
+    return tf.data.Dataset.zip(source, rows).enumerate().map(join)
+
+
+def _rows_in_order(finder: Finder) -> tf.data.Dataset:
+    """Read all rows once, block by block: the names and the flat answers."""
+    store = finder.store
+    each = max(1, BLOCK_BYTES // store.row_bytes)
+
+    def read(block: np.int64) -> list[np.ndarray]:
+        rows = store.rows(np.arange(block * each, min((block + 1) * each, store.count)))
+        return [np.ascontiguousarray(rows[:, :FINGERPRINT_BYTES]), *finder.answers(rows)]
+
+    specs = [tf.TensorSpec((None, FINGERPRINT_BYTES), tf.uint8), *tf.nest.flatten(finder.specs)]
+
+    def block(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        parts = tf.numpy_function(read, [number], [spec.dtype for spec in specs])
+        return tuple(map(tf.ensure_shape, parts, [spec.shape for spec in specs]))
+
+    return tf.data.Dataset.range(-(-store.count // each)).map(block).prefetch(1)
 
 
 def _reads_alike(dataset: tf.data.Dataset) -> bool:
@@ -151,12 +204,14 @@ _READ_ALIKE = (
 )
 
 
-def _look_at_first(source: tf.data.Dataset, finder: RowFinder) -> None:
-    """Find the rows of the first batch now, so that foreign data is refused at once."""
+def _look_at_first(source: tf.data.Dataset, finder: Finder) -> int | None:
+    """Refuse foreign data at once; count the first batch, if it is in the order of the store."""
     for element in source.take(1):
         x = element[0] if isinstance(element, tuple) else element
-        finder(*[leaf.numpy() for leaf in keras.tree.flatten(x)])
-        return
+        names = fingerprints.of(x).numpy()
+        finder(names, *[leaf.numpy() for leaf in keras.tree.flatten(x)])
+        rows = finder.store.rows(np.arange(len(names)) % finder.store.count)
+        return len(names) if np.array_equal(rows[:, :FINGERPRINT_BYTES], names) else None
     raise checks.bad_value(
         "The data is empty, so there is nothing to attach soft targets to.",
         given="0 examples",
@@ -165,7 +220,7 @@ def _look_at_first(source: tf.data.Dataset, finder: RowFinder) -> None:
     )
 
 
-def _counted(attached: tf.data.Dataset, finder: RowFinder, size: int) -> tf.data.Dataset:
+def _counted(attached: tf.data.Dataset, finder: Finder, size: int) -> tf.data.Dataset:
     """Count the examples of each pass, and tell where `size` of them or more did not come.
 
     A data set of batches of one known size leaves out the remainder.
@@ -176,8 +231,7 @@ def _counted(attached: tf.data.Dataset, finder: RowFinder, size: int) -> tf.data
         return np.int64(0)
 
     def end() -> np.int64:
-        if finder.served + size <= finder.count:
-            tell_of_missing(finder.served, finder.count)
+        finder.tell(finder.served, size)
         return np.int64(0)
 
     def at(moment: Any) -> tf.Tensor:

@@ -14,7 +14,7 @@ import tensorflow as tf
 import keras_kd as kd
 from keras_kd import fingerprints
 from keras_kd.soft_targets import attaching
-from keras_kd.soft_targets.attaching import EVERY, RowFinder
+from keras_kd.soft_targets.attaching import Finder
 
 COUNT = 100
 
@@ -159,11 +159,11 @@ def test_one_foreign_example_in_a_later_batch_is_named(soft, examples):
 
 
 def test_the_words_of_one_example(soft, examples):
-    finder = RowFinder(soft.store)
+    x = np.concatenate([examples[0][:2], np.full((1, 4), 7.0, "float32")])
     with pytest.raises(
         ValueError, match=r"given:\s+float32 \(4,\) from 7 to 7; 1 of 3 are unknown"
     ):
-        finder(np.concatenate([examples[0][:2], np.full((1, 4), 7.0, "float32")]))
+        Finder(soft.store)(fingerprints.of(x).numpy(), x)
 
 
 def test_what_is_no_data_set_of_dense_examples_is_refused(soft, examples):
@@ -220,53 +220,61 @@ def test_a_whole_data_set_is_not_told_of(soft, examples, kind):
 
 
 @pytest.fixture
-def named(monkeypatch):
-    """How many examples were named by their content, call by call."""
+def looked_up(monkeypatch):
+    """How many examples were looked up by their content, call by call."""
     sizes: list[int] = []
-    original = fingerprints.of_arrays
+    original = Finder.__call__
 
-    def of(inputs):
-        sizes.append(len(keras.tree.flatten(inputs)[0]))
-        return original(inputs)
+    def call(self, names, *leaves):
+        sizes.append(len(names))
+        return original(self, names, *leaves)
 
-    monkeypatch.setattr(attaching.fingerprints, "of_arrays", of)
+    monkeypatch.setattr(Finder, "__call__", call)
     return sizes
 
 
-def test_a_pass_in_order_is_checked_whole_and_then_by_samples(soft, examples, named):
-    finder = RowFinder(soft.store)
-    batches = [examples[0][start : start + 20] for start in range(0, COUNT, 20)]
-    for batch in batches:
-        finder(batch)
-    assert named == [20] * 5
-    del named[:]
-    for _ in range(3):
-        for batch in batches:
-            finder(batch)
-    assert set(named) <= {1, 2} and sum(named) >= 3 * COUNT // EVERY
+@pytest.mark.parametrize("block", [1, 50, 4 * 2**20], ids="{} bytes".format)
+def test_data_in_order_meets_its_rows_without_a_look_up(
+    soft, examples, looked_up, monkeypatch, block
+):
+    monkeypatch.setattr(attaching, "BLOCK_BYTES", block)
+    for given in (plain(examples), plain(examples).batch(16), plain(examples).batch(7).repeat(2)):
+        attached = soft.attach(given)
+        del looked_up[:]  # of the look at the first batch
+        for _ in range(2):
+            seen(attached, examples)
+        assert looked_up == []
 
 
-def test_the_samples_come_from_every_place(soft, examples):
-    finder = RowFinder(soft.store)
-    for _ in range(2):
-        finder(examples[0])
-    changed = examples[0].copy()
-    changed[50] += 1.0
-    with pytest.raises(ValueError, match="no soft targets for example 50"):
-        for _ in range(EVERY + 1):
-            finder(changed)
+def test_data_in_another_order_is_looked_up(soft, examples, looked_up):
+    attached = soft.attach(plain(examples).batch(COUNT).map(lambda x, y: (x[::-1], y[::-1])))
+    seen(attached, examples)
+    assert looked_up == [COUNT, COUNT]  # the look at the first batch, and the pass
 
 
-def test_another_order_after_a_checked_pass_is_seen_and_checked_whole(soft, examples, named):
-    finder = RowFinder(soft.store)
-    for _ in range(2):
-        finder(examples[0])
-    del named[:]
-    backwards = examples[0][::-1].copy()
-    rows = finder(backwards)
-    expected = soft.store.rows(np.arange(COUNT)[::-1])
-    np.testing.assert_array_equal(rows, expected)
-    assert named[-1] == COUNT
+def test_where_the_order_breaks_the_rows_are_looked_up(soft, examples, looked_up):
+    """Two batches change places in the middle, and only these are looked up."""
+    x, y = examples
+    order = np.r_[0:20, 40:60, 20:40, 60:100]
+    attached = soft.attach(plain((x[order], y[order])).batch(20))
+    del looked_up[:]
+    assert seen(attached, examples) == order.tolist()
+    assert looked_up == [20, 20]
+
+
+def test_every_example_is_checked_in_every_pass(soft, examples):
+    """A data set that gives foreign examples from its third reading on is refused there."""
+    x, y = examples
+    readings = tf.Variable(0)
+
+    def later(one, label):
+        first = tf.cast(label == 0, tf.int32)
+        return one + tf.cast((label == 50) & (readings.assign_add(first) > 2), tf.float32), label
+
+    attached = soft.attach(plain((x, y)).map(later).batch(10))
+    seen(attached, examples)
+    with pytest.raises(tf.errors.OpError, match="no soft targets for example 0 of a batch of 10"):
+        seen(attached, (x, y))
 
 
 def test_equal_examples_share_an_answer(tmp_path):
