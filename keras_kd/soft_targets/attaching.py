@@ -1,8 +1,8 @@
 """Join the stored answers to the examples of a data set, as `tf.data`.
 
 Data that comes in the order of the store meets its rows in a stream beside it, without any Python
-between the batches; each example's content is compared with its row's, and where they differ the
-row is looked up. Data whose order is not known beforehand is looked up batch by batch.
+between the batches; the content of the examples is compared with their rows', and where they differ
+the rows are looked up. Data whose order is not known beforehand is looked up batch by batch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from keras_kd.soft_targets.store import Store
 TOGETHER = 256
 """How many examples of a data set without batches are joined at once."""
 
+EVERY = 16
+"""One example in so many is checked, once a whole pass was checked and came in order."""
+
 BLOCK_BYTES = 4 * 2**20
 """How many bytes of rows are read at once, where they are read in order."""
 
@@ -42,7 +45,8 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
         tell_of_missing(known, store.count)
     in_order = size is not None and known != tf.data.UNKNOWN_CARDINALITY
     if in_order:
-        attached = _beside_its_rows(source, finder, size or 1, known if in_batches else -1)
+        batches = known if in_batches or known < 0 else -(-known // TOGETHER)
+        attached = _beside_its_rows(source, finder, size or 1, batches, tells=in_batches)
     else:
         attached = _looked_up(source, finder)
     if not in_batches:
@@ -67,6 +71,7 @@ class Finder:
         self.specs = store.layout.specs()
         self.dtypes = [spec.dtype for spec in tf.nest.flatten(self.specs)]
         self.served = 0
+        self.elsewhere = 0
 
     def __call__(self, names: np.ndarray, *leaves: np.ndarray) -> list[np.ndarray]:
         """Return the flat answers to a batch.
@@ -114,14 +119,14 @@ def _joined(element: Any, found: Callable[..., list[tf.Tensor]], specs: Any) -> 
 
     Args:
         element: x, (x, y) or (x, y, weights).
-        found: gives the flat answers to these names and flat inputs.
+        found: gives the flat answers to the flat inputs.
         specs: the specs of the answers.
     """
     x, *rest = element if type(element) is tuple else (element,)
     leaves = keras.tree.flatten(x)
     teacher = tf.nest.map_structure(
         lambda tensor, spec: tf.ensure_shape(tensor, leaves[0].shape[:1] + spec.shape[1:]),
-        tf.nest.pack_sequence_as(specs, found(fingerprints.of(x), leaves)),
+        tf.nest.pack_sequence_as(specs, found(leaves)),
         specs,
     )
     return (SoftBatch(x, teacher), *rest)
@@ -130,9 +135,10 @@ def _joined(element: Any, found: Callable[..., list[tf.Tensor]], specs: Any) -> 
 def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
     """Join batches with the rows of their contents."""
 
-    def found(names: tf.Tensor, leaves: list[tf.Tensor]) -> list[tf.Tensor]:
-        return tf.numpy_function(finder, [names, *leaves], finder.dtypes)
+    def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
+        return tf.numpy_function(finder, [fingerprints.of(leaves), *leaves], finder.dtypes)
 
+    @tf.autograph.experimental.do_not_convert
     def join(*element: Any) -> tuple:
         return _joined(element, found, finder.specs)
 
@@ -140,32 +146,58 @@ def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
 
 
 def _beside_its_rows(
-    source: tf.data.Dataset, finder: Finder, size: int, batches: int
+    source: tf.data.Dataset, finder: Finder, size: int, batches: int, tells: bool
 ) -> tf.data.Dataset:
-    """Join batches of one size with a stream of the rows; tell where the data ends too early."""
-    whole = tf.nest.flatten(source.element_spec)[0].shape[0] is not None
+    """Join batches with a stream of the rows, in which each has its place.
 
-    def of_last(number: np.ndarray, names: np.ndarray, *leaves: np.ndarray) -> list[np.ndarray]:
+    Args:
+        source: batches of one size, but for the last of a pass.
+        finder: looks up what has another place.
+        size: of a batch.
+        batches: how many there are; negative where they do not end.
+        tells: whether to tell where the data ends too early.
+    """
+    whole = tf.nest.flatten(source.element_spec)[0].shape[0] is not None
+    passes = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)  # all in order
+    key = tf.zeros((), tf.int64)
+
+    def look_up(
+        number: np.ndarray, expected: np.ndarray, names: np.ndarray, *leaves: np.ndarray
+    ) -> list[np.ndarray]:
+        finder.elsewhere += not np.array_equal(names, expected)
         if number == batches - 1:
-            finder.tell(int(number) * size + len(names), size if whole else 1)
+            passes.insert(key, 0 if finder.elsewhere else passes.lookup(key) + 1)
+            finder.elsewhere = 0
+            if tells:
+                finder.tell(int(number) * size + len(names), size if whole else 1)
         return finder(names, *leaves)
 
+    @tf.autograph.experimental.do_not_convert
     def join(number: tf.Tensor, pair: tuple) -> tuple:
         element, (expected, *came) = pair
 
-        def found(names: tf.Tensor, leaves: list[tf.Tensor]) -> list[tf.Tensor]:
-            sides = [tf.fingerprint(tf.reshape(side, (1, -1))) for side in (names, expected)]
-            theirs = tf.reduce_all(tf.equal(*sides)) & (number != batches - 1)
-            return tf.cond(
-                theirs,
-                lambda: came,
-                lambda: tf.numpy_function(of_last, [number, names, *leaves], finder.dtypes),
-            )
+        def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
+            seen = passes.lookup(key)
+            every = tf.where(seen > 0, tf.constant(EVERY, tf.int64), 1)
+            some = slice((number + seen) % every, None, every)
+            in_place = _equal(fingerprints.of([leaf[some] for leaf in leaves]), expected[some])
+            in_place &= tf.shape(leaves[0])[0] == tf.shape(expected)[0]
+
+            def elsewhere() -> list[tf.Tensor]:
+                names = fingerprints.of(leaves)
+                return tf.numpy_function(look_up, [number, expected, names, *leaves], finder.dtypes)
+
+            return tf.cond(in_place & (number != batches - 1), lambda: came, elsewhere)
 
         return _joined(element, found, finder.specs)
 
     rows = _rows_in_order(finder).rebatch(size, drop_remainder=whole).repeat()
     return tf.data.Dataset.zip(source, rows).enumerate().map(join)
+
+
+def _equal(names: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:
+    """Say whether all names are the expected ones; other numbers of them are not."""
+    return tf.reduce_all(tf.raw_ops.Equal(x=names, y=expected, incompatible_shape_error=False))
 
 
 def _rows_in_order(finder: Finder) -> tf.data.Dataset:

@@ -14,7 +14,7 @@ import tensorflow as tf
 import keras_kd as kd
 from keras_kd import fingerprints
 from keras_kd.soft_targets import attaching
-from keras_kd.soft_targets.attaching import Finder
+from keras_kd.soft_targets.attaching import EVERY, Finder
 
 COUNT = 100
 
@@ -234,16 +234,14 @@ def looked_up(monkeypatch):
 
 
 @pytest.mark.parametrize("block", [1, 50, 4 * 2**20], ids="{} bytes".format)
-def test_data_in_order_meets_its_rows_without_a_look_up(
-    soft, examples, looked_up, monkeypatch, block
-):
+def test_data_in_order_meets_its_rows(soft, examples, looked_up, monkeypatch, block):
     monkeypatch.setattr(attaching, "BLOCK_BYTES", block)
     for given in (plain(examples), plain(examples).batch(16), plain(examples).batch(7).repeat(2)):
         attached = soft.attach(given)
         del looked_up[:]  # of the look at the first batch
         for _ in range(2):
             seen(attached, examples)
-        assert looked_up == []
+        assert len(looked_up) == 2  # the last batch of each pass is always looked up
 
 
 def test_data_in_another_order_is_looked_up(soft, examples, looked_up):
@@ -258,23 +256,46 @@ def test_where_the_order_breaks_the_rows_are_looked_up(soft, examples, looked_up
     order = np.r_[0:20, 40:60, 20:40, 60:100]
     attached = soft.attach(plain((x[order], y[order])).batch(20))
     del looked_up[:]
-    assert seen(attached, examples) == order.tolist()
-    assert looked_up == [20, 20]
+    for _ in range(3):
+        assert seen(attached, examples) == order.tolist()
+    assert looked_up == [20, 20, 20] * 3  # the last batch is always looked up
 
 
-def test_every_example_is_checked_in_every_pass(soft, examples):
-    """A data set that gives foreign examples from its third reading on is refused there."""
-    x, y = examples
+@pytest.fixture
+def changing(examples):
+    """A data set in order that gives other examples at some places from its third reading on."""
     readings = tf.Variable(0)
 
-    def later(one, label):
-        first = tf.cast(label == 0, tf.int32)
-        return one + tf.cast((label == 50) & (readings.assign_add(first) > 2), tf.float32), label
+    def make(places):
+        def later(one, label):
+            first = tf.cast(label == 0, tf.int32)
+            now = readings.assign_add(first) > 3  # the first reading is the look at its first batch
+            changed = tf.reduce_any(label == tf.constant(places, tf.int64))
+            return one + tf.cast(changed & now, tf.float32), label
 
-    attached = soft.attach(plain((x, y)).map(later).batch(10))
-    seen(attached, examples)
-    with pytest.raises(tf.errors.OpError, match="no soft targets for example 0 of a batch of 10"):
-        seen(attached, (x, y))
+        return plain(examples).map(later).batch(20)
+
+    return make
+
+
+def test_after_a_checked_pass_in_order_a_sample_is_checked(soft, examples, changing):
+    attached = soft.attach(changing([*range(20, 40)]))
+    for _ in range(2):
+        assert seen(attached, examples) == list(range(COUNT))
+    with pytest.raises(tf.errors.OpError, match="no soft targets for example 0 of a batch of 20"):
+        list(attached)
+
+
+def test_the_sample_is_one_in_sixteen_at_places_that_change(soft, examples, changing):
+    attached = soft.attach(changing([50]))
+    for _ in range(2):
+        assert seen(attached, examples) == list(range(COUNT))
+    passed = 0
+    with pytest.raises(tf.errors.OpError, match="no soft targets for example 10 of a batch of 20"):
+        while passed <= EVERY:
+            list(attached)
+            passed += 1
+    assert passed > 0, "not every example is checked after the first pass"
 
 
 def test_equal_examples_share_an_answer(tmp_path):
