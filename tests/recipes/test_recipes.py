@@ -89,7 +89,7 @@ def test_reading_every_recipe_loads_neither_keras_nor_tensorflow() -> None:
 
 
 def test_the_fields_are_plain_values_of_their_declared_types(recipe: recipes.Recipe) -> None:
-    plain = {"str": str, "int": int, "float": float, "int | None": (int, type(None))}
+    plain = {"str": str, "bool": bool, "int": int, "float": float, "int | None": (int, type(None))}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if field.name == "seeds":
