@@ -43,7 +43,8 @@ def positions(features: Tensor) -> Tensor:
 def safe_sqrt(squares: Tensor) -> Tensor:
     """Return √x with gradient 0 where x is 0."""
     zero = squares <= 0.0
-    return ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, squares)))
+    beside = ops.where(zero, 1.0, squares)  # guard: any number whose root has a slope
+    return ops.where(zero, 0.0, ops.sqrt(beside))
 
 
 def norm(vectors: Tensor, axis: Any = -1) -> Tensor:
@@ -55,7 +56,8 @@ def unit(vectors: Tensor, axis: Any = -1) -> Tensor:
     """Return vectors of length 1; a vector of zeros stays one, and its gradient is 0."""
     length = norm(vectors, axis)
     zero = length <= 0.0
-    return ops.where(zero, 0.0, vectors / ops.where(zero, 1.0, length))
+    beside = ops.where(zero, 1.0, length)  # guard: it divides only zeros
+    return ops.where(zero, 0.0, vectors / beside)
 
 
 def squared_distances(vectors: Tensor) -> Tensor:
@@ -64,8 +66,8 @@ def squared_distances(vectors: Tensor) -> Tensor:
     It is computed from the products of the centred vectors, which needs batch² numbers and not
     batch²·length. What is below the rounding of these products counts as 0, the diagonal too.
     """
-    vectors = vectors - ops.mean(vectors, axis=0, keepdims=True)
-    squares = ops.sum(ops.square(vectors), axis=-1)
+    vectors = vectors - ops.mean(vectors, axis=0)
+    squares = ops.sum(ops.square(vectors), axis=1)
     sums = ops.expand_dims(squares, 1) + ops.expand_dims(squares, 0)
     pairs = sums - 2.0 * ops.matmul(vectors, ops.transpose(vectors))
     apart = 1.0 - ops.eye(ops.shape(vectors)[0], dtype="float32")

@@ -59,8 +59,7 @@ def weighted_mean(values: Tensor, sample_weight: Any = None, mask: Any = None) -
 def broadcast(what: str, weight: Tensor, values: Tensor) -> Tensor:
     """Spread weights or a mask of the leading axes over all of the values, or refuse them."""
     shape, target = tuple(weight.shape), tuple(values.shape)
-    trailing = len(shape) > len(target) or target[len(shape) - 1 :][:1] != (1,)
-    if len(shape) > 1 and shape[-1] == 1 and trailing:
+    if len(shape) > 1 and shape[-1] == 1:
         weight, shape = ops.squeeze(weight, -1), shape[:-1]
     fits = len(shape) <= len(target) and all(
         None in pair or pair[0] == pair[1] for pair in zip(shape, target, strict=False)

@@ -18,7 +18,7 @@ def test_flat_and_positions_keep_order_and_static_sizes(rng, shape, known):
     x = rng.normal(size=shape).astype("float32")
     spec = shape if known else (None,) * (len(shape) - 1) + shape[-1:]
 
-    @tf.function(input_signature=[tf.TensorSpec(spec)])
+    @tf.function(input_signature=[tf.TensorSpec(spec)], autograph=False)
     def both(x):
         return features.flat(x), features.positions(x)
 
@@ -89,3 +89,26 @@ def test_the_gradient_of_distances_is_that_of_float64(rng):
     both = weights + weights.T
     expected = np.sum(both[:, :, None] * direction, axis=1)
     np.testing.assert_allclose(tape.gradient(value, variable), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_axis_is_the_vectors_own(rng):
+    x = rng.normal(size=(3, 4, 5)).astype("float32")
+    np.testing.assert_array_equal(features.norm(x), features.norm(x, -1))
+    np.testing.assert_array_equal(features.unit(x), features.unit(x, -1))
+
+
+def test_a_short_vector_becomes_one_of_length_1():
+    np.testing.assert_allclose(features.unit([[0.03, 0.04]]), [[0.6, 0.8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [(None, 2, 5, 4), (None, None, 5, 4)], ids=str)
+def test_sizes_that_are_known_stay_known(spec):
+    outputs = tf.function(
+        lambda x: (features.flat(x), features.positions(x)),
+        input_signature=[tf.TensorSpec(spec)],
+        autograph=False,
+    ).get_concrete_function()
+    vectors, places = outputs.output_shapes
+    known = spec[1] is not None
+    assert tuple(vectors) == (None, 40 if known else None)
+    assert tuple(places) == (None, 10 if known else None, 4)
