@@ -7,6 +7,7 @@ the rows are looked up. Data whose order is not known beforehand is looked up ba
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ TOGETHER = 256
 """How many examples of a data set without batches are joined at once."""
 
 EVERY = 16
-"""One example in so many is checked, once a whole pass was checked and came in order."""
+"""One example in so many, and one of each batch, is checked after a whole pass in order."""
 
 BLOCK_BYTES = 4 * 2**20
 """How many bytes of rows are read at once, where they are read in order."""
@@ -43,8 +44,8 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
     size = _look_at_first(source, finder) if _reads_alike(dataset) else None
     if not in_batches and 0 <= known < store.count:
         tell_of_missing(known, store.count)
-    in_order = size is not None and known != tf.data.UNKNOWN_CARDINALITY
-    if in_order:
+    in_order = known != tf.data.UNKNOWN_CARDINALITY and _keeps_its_order(dataset)
+    if in_order := in_order and size is not None and size <= store.count:
         batches = known if in_batches or known < 0 else -(-known // TOGETHER)
         attached = _beside_its_rows(source, finder, size or 1, batches, tells=in_batches)
     else:
@@ -71,7 +72,6 @@ class Finder:
         self.specs = store.layout.specs()
         self.dtypes = [spec.dtype for spec in tf.nest.flatten(self.specs)]
         self.served = 0
-        self.elsewhere = 0
 
     def __call__(self, names: np.ndarray, *leaves: np.ndarray) -> list[np.ndarray]:
         """Return the flat answers to a batch.
@@ -153,46 +153,63 @@ def _beside_its_rows(
     Args:
         source: batches of one size, but for the last of a pass.
         finder: looks up what has another place.
-        size: of a batch.
+        size: of a batch, at most all rows.
         batches: how many there are; negative where they do not end.
         tells: whether to tell where the data ends too early.
     """
     whole = tf.nest.flatten(source.element_spec)[0].shape[0] is not None
     passes = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)  # all in order
     key = tf.zeros((), tf.int64)
+    moved: dict[int, tuple[int, int]] = {}  # by reader: batches out of place, and their examples
 
     def look_up(
-        number: np.ndarray, expected: np.ndarray, names: np.ndarray, *leaves: np.ndarray
+        reader: np.int64,
+        number: np.int64,
+        expected: np.ndarray,
+        names: np.ndarray,
+        *leaves: np.ndarray,
     ) -> list[np.ndarray]:
-        finder.elsewhere += not np.array_equal(names, expected)
+        count, held = moved.pop(int(reader), (0, 0))
         if number == batches - 1:
-            passes.insert(key, 0 if finder.elsewhere else passes.lookup(key) + 1)
-            finder.elsewhere = 0
+            orderly = not count and np.array_equal(names, expected)
+            passes.insert(key, passes.lookup(key) + 1 if orderly else 0)
             if tells:
-                finder.tell(int(number) * size + len(names), size if whole else 1)
+                seen = (int(number) - count) * size + held + len(names)
+                finder.tell(seen, size if whole else 1)
+        else:
+            moved[int(reader)] = count + 1, held + len(names)
         return finder(names, *leaves)
 
     @tf.autograph.experimental.do_not_convert
-    def join(number: tf.Tensor, pair: tuple) -> tuple:
-        element, (expected, *came) = pair
+    def join(number: tf.Tensor, parts: tuple) -> tuple:
+        reader, element, (expected, *came) = parts
 
         def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
+            count = tf.shape(leaves[0], out_type=tf.int64)[0]
             seen = passes.lookup(key)
-            every = tf.where(seen > 0, tf.constant(EVERY, tf.int64), 1)
+            every = tf.where(seen > 0, tf.minimum(tf.constant(EVERY, tf.int64), count), 1)
             some = slice((number + seen) % every, None, every)
             in_place = _equal(fingerprints.of([leaf[some] for leaf in leaves]), expected[some])
-            in_place &= tf.shape(leaves[0])[0] == tf.shape(expected)[0]
+            in_place &= count == tf.shape(expected, out_type=tf.int64)[0]
 
             def elsewhere() -> list[tf.Tensor]:
-                names = fingerprints.of(leaves)
-                return tf.numpy_function(look_up, [number, expected, names, *leaves], finder.dtypes)
+                given = [reader, number, expected, fingerprints.of(leaves), *leaves]
+                return tf.numpy_function(look_up, given, finder.dtypes)
 
             return tf.cond(in_place & (number != batches - 1), lambda: came, elsewhere)
 
         return _joined(element, found, finder.specs)
 
     rows = _rows_in_order(finder).rebatch(size, drop_remainder=whole).repeat()
-    return tf.data.Dataset.zip(source, rows).enumerate().map(join)
+    return tf.data.Dataset.zip(_reader(), source, rows).enumerate().map(join)
+
+
+def _reader() -> tf.data.Dataset:
+    """Give whoever reads it a number of its own, again and again."""
+    numbers = itertools.count()
+    one = tf.data.Dataset.range(1)
+    drawn = one.map(lambda _: tf.numpy_function(lambda: next(numbers), [], tf.int64))
+    return drawn.flat_map(lambda number: tf.data.Dataset.from_tensors(number).repeat())
 
 
 def _equal(names: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:
@@ -206,7 +223,8 @@ def _rows_in_order(finder: Finder) -> tf.data.Dataset:
     each = max(1, BLOCK_BYTES // store.row_bytes)
 
     def read(block: np.int64) -> list[np.ndarray]:
-        rows = store.rows(np.arange(block * each, min((block + 1) * each, store.count)))
+        start = int(block) * each
+        rows = store.rows(np.arange(start, min(start + each, store.count)))
         return [np.ascontiguousarray(rows[:, :FINGERPRINT_BYTES]), *finder.answers(rows)]
 
     specs = [tf.TensorSpec((None, FINGERPRINT_BYTES), tf.uint8), *tf.nest.flatten(finder.specs)]
@@ -234,6 +252,16 @@ _READ_ALIKE = (
     *("Prefetch", "Options", "Take", "Skip", "Repeat", "Zip", "Concatenate", "Filter", "Shard"),
     *("Unbatch", "Enumerate", "AssertCardinality"),
 )
+
+
+def _keeps_its_order(dataset: tf.data.Dataset) -> bool:
+    """Say whether nothing in the data may give its elements in the order in which they are ready.
+
+    Such data can come in order once and not the next time, so that no sample would do.
+    """
+    free = dataset.options().deterministic is False
+    free |= getattr(dataset, "_deterministic", "default") == "false"
+    return not free and all(map(_keeps_its_order, dataset._inputs()))
 
 
 def _look_at_first(source: tf.data.Dataset, finder: Finder) -> int | None:

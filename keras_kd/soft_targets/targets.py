@@ -103,13 +103,14 @@ class SoftTargets(Teacher):
 
         An example is found where the order of the store has it, and else by its content, so the
         data may come in another order. While the order holds, every example of one whole pass is
-        checked, and after that one in 16. The rows are read from the disk by memory map, ahead of
-        the training.
+        checked, and after that one in 16 (and one of each batch). The rows are read from the disk
+        by memory map, ahead of the training.
 
         Args:
             dataset: a `tf.data.Dataset` of x, (x, y) or (x, y, weights), batched or not; or arrays.
                 Before `attach` the examples must be what the teacher saw (views of a
-                `kd.ReplayableAugmentation` too); shuffle, repeat and batch before it or after.
+                `kd.ReplayableAugmentation` too); shuffle, repeat and batch before it or after. Set
+                `Options.deterministic = False` before it: what may lose its order is looked up.
             batched: whether `dataset` is batched, where the shapes do not tell.
 
         Returns:

@@ -204,6 +204,7 @@ WHOLE = {
     "of unknown length": lambda ds: ds.filter(lambda x, y: True),
     "twice": lambda ds: ds.repeat(2).batch(16),
     "for ever": lambda ds: ds.batch(16).repeat(),
+    "a small batch first": lambda ds: ds.take(2).batch(2).concatenate(ds.skip(2).batch(49)),
 }
 
 
@@ -296,6 +297,70 @@ def test_the_sample_is_one_in_sixteen_at_places_that_change(soft, examples, chan
             list(attached)
             passed += 1
     assert passed > 0, "not every example is checked after the first pass"
+
+
+def test_one_example_of_each_batch_is_checked_in_small_batches(soft, examples):
+    """A whole batch with another one's rows is found, whatever the sample."""
+    reading = tf.Variable(0)
+
+    def order(number):
+        reading.assign_add(tf.cast(number == 0, tf.int32))
+        moved = (reading > 3) & ((number == 2) | (number == 5))  # two batches change places
+        place = tf.where(moved, 7 - number, number) * 4
+        return tf.gather(examples[0], place + tf.range(4, dtype="int64"))
+
+    attached = soft.attach(tf.data.Dataset.range(COUNT // 4).map(order), batched=True)
+    for _ in range(2 + EVERY):
+        for (batch,) in attached.as_numpy_iterator():
+            np.testing.assert_array_equal(batch.teacher["outputs"], triple(batch.inputs))
+    assert int(reading) == 1 + 2 + EVERY
+
+
+UNORDERED = {
+    "a map": lambda ds, one: ds.map(one, num_parallel_calls=2, deterministic=False).batch(4),
+    "batches": lambda ds, one: ds.batch(4, num_parallel_calls=2, deterministic=False).map(one),
+    "an option": lambda ds, one: ds.batch(4).map(one).with_options(_free_order()).prefetch(1),
+}
+
+
+def _free_order() -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = False
+    return options
+
+
+@pytest.mark.parametrize("kind", UNORDERED)
+def test_data_that_may_change_its_order_is_always_looked_up(soft, examples, looked_up, kind):
+    attached = soft.attach(UNORDERED[kind](plain(examples), lambda x, y: (x, y)))
+    del looked_up[:]
+    for _ in range(3):
+        assert sorted(seen(attached, examples)) == list(range(COUNT))
+    assert sum(looked_up) == 3 * COUNT
+
+
+def test_a_reader_beside_another_one_counts_for_itself(soft, examples, looked_up):
+    """One example is out of place; a second reader's end does not make the first one's in order."""
+    order = np.r_[0:22, 23, 22, 24:COUNT]
+    attached = soft.attach(plain((examples[0][order], examples[1][order])).batch(4))
+    one = iter(attached)
+    for _ in range(8):
+        next(one)
+    assert seen(attached, examples) == order.tolist()
+    assert len(list(one)) == COUNT // 4 - 8
+    del looked_up[:]
+    for _ in range(EVERY):
+        assert seen(attached, examples) == order.tolist()
+    assert len(looked_up) == 2 * EVERY  # the batch with it, and the last one
+
+
+def test_a_store_of_fewer_examples_than_a_batch(soft, examples, tmp_path):
+    few = examples[0][:3], examples[1][:3]
+    small = kd.SoftTargets.build(
+        triple, few[0], tmp_path / "s", dtype="float32", outputs="values", verbose=0
+    )
+    for data in (plain(few).repeat(7), plain(few).repeat()):
+        attached = small.attach(data.batch(8, drop_remainder=True))
+        assert seen(attached.take(2), few) == [0, 1, 2] * 5 + [0]
 
 
 def test_equal_examples_share_an_answer(tmp_path):
