@@ -30,8 +30,6 @@ def positions(features: Tensor) -> Tensor:
     shape = tuple(features.shape)
     if len(shape) == 3:
         return features
-    if len(shape) == 2:
-        return ops.expand_dims(features, 1)
     if None in shape[1:-1]:
         return ops.reshape(features, (ops.shape(features)[0], -1, shape[-1]))
     size = 1

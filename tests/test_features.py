@@ -101,7 +101,7 @@ def test_a_short_vector_becomes_one_of_length_1():
     np.testing.assert_allclose(features.unit([[0.03, 0.04]]), [[0.6, 0.8]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("spec", [(None, 2, 5, 4), (None, None, 5, 4)], ids=str)
+@pytest.mark.parametrize("spec", [(None, 2, 5, 4), (None, None, 5, 4), (None, 2, None, 4)], ids=str)
 def test_sizes_that_are_known_stay_known(spec):
     outputs = tf.function(
         lambda x: (features.flat(x), features.positions(x)),
@@ -109,6 +109,6 @@ def test_sizes_that_are_known_stay_known(spec):
         autograph=False,
     ).get_concrete_function()
     vectors, places = outputs.output_shapes
-    known = spec[1] is not None
+    known = None not in spec[1:]
     assert tuple(vectors) == (None, 40 if known else None)
     assert tuple(places) == (None, 10 if known else None, 4)

@@ -27,6 +27,13 @@ def test_an_axis_of_one_stays_beside_an_axis_of_one():
     np.testing.assert_array_equal(spread, [[[2.0] * 3], [[4.0] * 3]])
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1)], ids=str)
+def test_weights_of_positions_spread_over_what_a_position_has(shape):
+    weight = np.arange(6, dtype="float32").reshape(shape)
+    spread = reductions.broadcast("sample_weight", weight, np.zeros((2, 3, 4), "float32"))
+    np.testing.assert_array_equal(spread, np.repeat(weight.reshape(2, 3, 1), 4, axis=2))
+
+
 def test_weights_that_do_not_fit_say_what_would():
     words = r"A mask of shape \(4,\)[\s\S]*\(2,\), or more of the leading axes of \(2, 3\)"
     with pytest.raises(ValueError, match=words):
