@@ -16,7 +16,8 @@ class SoftBatch(NamedTuple):
 
     Args:
         inputs: what the student takes; a tensor or a nest of them.
-        teacher: `{"outputs": …, "layers": {path: tensor}}`. The outputs are a tensor in log space,
+        teacher: `{"outputs": …, "layers": {path: tensor}, "store": (batch,)}`, the last a number
+            that tells whose answers they are. The outputs are a tensor in log space,
             or a tuple of them for several; where the top k classes were kept, each is
             `{"logits": (…, k), "classes": (…, k), "log_sum_exp": (…, temperatures)}`.
 
@@ -26,7 +27,7 @@ class SoftBatch(NamedTuple):
     import keras_kd as kd
 
     x, z = np.zeros((6, 4), "float32"), np.zeros((6, 3), "float16")
-    batch = kd.SoftBatch(x, {"outputs": z, "layers": {}})
+    batch = kd.SoftBatch(x, {"outputs": z, "layers": {}, "store": np.zeros(6, "int64")})
     data = tf.data.Dataset.from_tensor_slices((batch, np.arange(6))).batch(2)
     (inputs, teacher), y = next(iter(data))
     print(inputs.shape, teacher["outputs"].shape)  # (2, 4) (2, 3)

@@ -299,6 +299,19 @@ def test_soft_targets_beside_another_teacher_are_refused(models, batches, soft, 
         learner.fit(given, epochs=1, verbose=0)
 
 
+def test_the_soft_targets_of_another_store_are_refused(models, batches, soft, kept, tmp_path):
+    keras.utils.set_random_seed(4)
+    other = kd.SoftTargets.build(
+        mlp(16), batches, tmp_path / "other", layers=["hidden"], dtype="float32", verbose=0
+    )
+    for given in (other, kept):
+        distiller = make(soft, clone(models[1]))
+        with pytest.raises(ValueError, match="carry the soft targets of another store"):
+            distiller.fit(given.attach(batches), epochs=1, verbose=0)
+    again = kd.SoftTargets(soft.directory)
+    trained(soft, models[1], again.attach(batches), epochs=1)
+
+
 def test_a_layer_that_was_not_stored_is_refused(models, soft):
     losses = kd.FeatureDistillation(teacher_layer_name="hiden", student_layer_name="hidden")
     with pytest.raises(ValueError, match=r"no stored layer 'hiden'[\s\S]*hidden"):

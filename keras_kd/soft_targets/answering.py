@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from keras_kd import checks
 from keras_kd.attached import Answer, as_given
@@ -28,6 +30,7 @@ class AttachedTargets:
 
     def __init__(self, store: Store, paths: Iterable[str]) -> None:
         self._layout = store.layout
+        self._store = store.number
         self._said = store.manifest["build"]["answer"]
         self._directory = store.directory
         for path in paths:
@@ -38,7 +41,7 @@ class AttachedTargets:
         """Read the answer that came with the batch.
 
         Raises:
-            ValueError: "The batches carry no soft targets".
+            ValueError: "The batches carry no soft targets", "… the soft targets of another store".
         """
         if not isinstance(batch, SoftBatch):
             raise checks.bad_value(
@@ -47,6 +50,8 @@ class AttachedTargets:
                 expected="batches of kd.SoftBatch",
                 fix="fit on soft_targets.attach(data).",
             )
+        if not _alike(batch.teacher, self.batch_of(None).teacher):
+            raise self._of_another_store()
         stored = batch.teacher["outputs"]
         leaves = [
             _in_log_space(leaf, part)
@@ -63,16 +68,32 @@ class AttachedTargets:
             for path, layer in batch.teacher["layers"].items()
         }
         pack, structure = keras.tree.pack_sequence_as, self._said["structure"]
+        raw = [batch.teacher["store"]]
         return Answer(
-            pack(structure, leaves), pack(structure, own), layers, [], self._said["names"]
+            pack(structure, leaves), pack(structure, own), layers, raw, self._said["names"]
         )
 
     def batch_of(self, inputs: Any) -> SoftBatch:
         """Return what `fit` gets in the place of x for these inputs (or their specs)."""
-        return SoftBatch(inputs, self._layout.specs())
+        store = tf.TensorSpec((None,), tf.int64)
+        return SoftBatch(inputs, {**self._layout.specs(), "store": store})
 
     def learn(self, raw: list) -> None:
-        """Look at nothing: the values were checked when they were stored."""
+        """Look whose answers a first batch carries; their values were checked when stored.
+
+        Raises:
+            ValueError: "The batches carry the soft targets of another store".
+        """
+        if np.any(np.asarray(raw[0]) != self._store):
+            raise self._of_another_store()
+
+    def _of_another_store(self) -> ValueError:
+        return checks.bad_value(
+            "The batches carry the soft targets of another store.",
+            given=f"other answers than those of {self._directory}",
+            expected="the data set that the Distiller's own soft targets were attached to",
+            fix="fit on soft_targets.attach(data), with the soft_targets of the Distiller.",
+        )
 
     @property
     def kinds(self) -> list[str]:
@@ -82,6 +103,17 @@ class AttachedTargets:
     def presumed(self, count: int) -> list[str]:
         """What each of `count` outputs is."""
         return self.kinds
+
+
+def _alike(batch: Any, specs: Any) -> bool:
+    """Say whether a batch holds what the specs say: the same parts, of the same shapes."""
+    if not isinstance(batch, dict) or set(batch) != set(specs):
+        return False
+    parts, expected = tf.nest.flatten(batch), tf.nest.flatten(specs)
+    return len(parts) == len(expected) and all(
+        spec.shape.is_compatible_with(part.shape)
+        for part, spec in zip(parts, expected, strict=True)
+    )
 
 
 def _in_log_space(leaf: Leaf, stored: Any) -> Any:

@@ -69,6 +69,7 @@ class Finder:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.number = store.number
         self.specs = store.layout.specs()
         self.dtypes = [spec.dtype for spec in tf.nest.flatten(self.specs)]
         self.served = 0
@@ -114,22 +115,23 @@ class Finder:
         )
 
 
-def _joined(element: Any, found: Callable[..., list[tf.Tensor]], specs: Any) -> tuple:
+def _joined(element: Any, found: Callable[..., list[tf.Tensor]], finder: Finder) -> tuple:
     """Put the answers beside the inputs of a batch, in TensorFlow operations.
 
     Args:
         element: x, (x, y) or (x, y, weights).
         found: gives the flat answers to the flat inputs.
-        specs: the specs of the answers.
+        finder: knows the specs of the answers, and whose they are.
     """
     x, *rest = element if type(element) is tuple else (element,)
     leaves = keras.tree.flatten(x)
     teacher = tf.nest.map_structure(
         lambda tensor, spec: tf.ensure_shape(tensor, leaves[0].shape[:1] + spec.shape[1:]),
-        tf.nest.pack_sequence_as(specs, found(leaves)),
-        specs,
+        tf.nest.pack_sequence_as(finder.specs, found(leaves)),
+        finder.specs,
     )
-    return (SoftBatch(x, teacher), *rest)
+    store = tf.fill(tf.shape(leaves[0])[:1], tf.constant(finder.number, tf.int64))
+    return (SoftBatch(x, teacher | {"store": store}), *rest)
 
 
 def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
@@ -140,7 +142,7 @@ def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
 
     @tf.autograph.experimental.do_not_convert
     def join(*element: Any) -> tuple:
-        return _joined(element, found, finder.specs)
+        return _joined(element, found, finder)
 
     return source.map(join)
 
@@ -198,7 +200,7 @@ def _beside_its_rows(
 
             return tf.cond(in_place & (number != batches - 1), lambda: came, elsewhere)
 
-        return _joined(element, found, finder.specs)
+        return _joined(element, found, finder)
 
     rows = _rows_in_order(finder).rebatch(size, drop_remainder=whole).repeat()
     return tf.data.Dataset.zip(_reader(), source, rows).enumerate().map(join)

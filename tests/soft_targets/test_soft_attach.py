@@ -107,7 +107,11 @@ def test_weights_go_along_and_unlabelled_data_is_a_tuple_of_one(soft, examples):
 def test_the_specs_are_those_of_the_store(soft, examples):
     spec = soft.attach(plain(examples).batch(16)).element_spec[0]
     assert isinstance(spec, kd.SoftBatch)
-    assert spec.teacher == {"outputs": tf.TensorSpec((None, 2), tf.float32), "layers": {}}
+    assert spec.teacher == {
+        "outputs": tf.TensorSpec((None, 2), tf.float32),
+        "layers": {},
+        "store": tf.TensorSpec((None,), tf.int64),
+    }
     spec = soft.attach(plain(examples).batch(20, drop_remainder=True)).element_spec[0]
     assert spec.teacher["outputs"].shape == (20, 2)
 
