@@ -244,7 +244,8 @@ def test_unlabelled_data_is_a_transfer_set(models, soft):
 
 
 def test_two_replicas_learn_what_one_does(models, batches, soft):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    together = tf.distribute.ReductionToOneDevice()  # collectives are one to a process, and shared
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=together)
     one, _ = trained(soft, models[1], soft.attach(batches))
     with strategy.scope():
         student = clone(models[1])

@@ -319,7 +319,8 @@ def test_queues_are_saved_filled_by_fit_alone_and_never_exported(tmp_path):
 
 
 def test_under_replicas_the_first_ones_examples_fill_the_queues(rng):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    together = tf.distribute.ReductionToOneDevice()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=together)
     t, s = features(rng, batch=8)
     loss = ContrastiveRepresentation(embedding_size=4, queue_size=6)
     with strategy.scope():
