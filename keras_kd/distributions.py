@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
 from keras import ops
 
 from keras_kd import checks
@@ -23,13 +25,28 @@ def relative_entropy(log_p: Tensor, log_q: Tensor, axis: int = -1) -> Tensor:
     """Return Σ p·(log p − log q), exact to float32 also where p and q nearly agree.
 
     Σ q − Σ p, which is 0, is added. Each summand is then p·(eᵘ − 1 − u) with u = log q − log p: of
-    second order in u, so the rounding of a logarithm, which T² would magnify, cancels.
+    second order in u, so the rounding of a logarithm, which T² would magnify, cancels. Its slopes,
+    −p·u by log p and q − p by log q, are written out.
     """
-    p, u = ops.exp(log_p), log_q - log_p
+
+    @tf.custom_gradient
+    def divergence(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Callable]:
+        p, q = ops.exp(log_p), ops.exp(log_q)
+
+        def slopes(upstream: Tensor) -> tuple[Tensor, Tensor]:
+            upstream = ops.expand_dims(upstream, axis)
+            return p * (log_p - log_q) * upstream, (q - p) * upstream
+
+        return ops.sum(surprise(p, q, log_q - log_p), axis=axis), slopes
+
+    return divergence(log_p, log_q)
+
+
+def surprise(p: Tensor, q: Tensor, u: Tensor) -> Tensor:
+    """Return q − p − p·u with u = log q − log p, exact to float32 also where u is near 0."""
     small = ops.minimum(u, 1.0)  # guard: eᵘ must not overflow where the other form is taken
     near = u < 1.0  # guard: both forms are exact around here
-    q_minus_p = ops.where(near, p * ops.expm1(small), ops.exp(log_q) - p)
-    return ops.sum(q_minus_p - p * u, axis=axis)
+    return ops.where(near, p * ops.expm1(small), q - p) - p * u
 
 
 def softened_divergence(

@@ -12,7 +12,7 @@ from keras_kd.losses import base
 from keras_kd.losses.base import Tensor
 
 
-def pearson(a: Tensor, b: Tensor, present: Tensor, axis: int = -1) -> Tensor:
+def pearson(a: Tensor, b: Tensor, present: Tensor | None = None, axis: int = -1) -> Tensor:
     """Return Pearson's correlation of `a` and `b` along an axis, over what is present there.
 
     1e-8 is added to the product of the norms, as in the authors' code. A vector that does not vary
@@ -21,21 +21,24 @@ def pearson(a: Tensor, b: Tensor, present: Tensor, axis: int = -1) -> Tensor:
     Args:
         a: `(rows, columns)`.
         b: the same shape.
-        present: float32 of 0 and 1 that broadcasts to the shape of `a`.
+        present: float32 of 0 and 1 that broadcasts to the shape of `a`, or None: all are.
         axis: along which the vectors run.
     """
     (a, norm_a), (b, norm_b) = (_centred(values, present, axis) for values in (a, b))
     return ops.sum(a * b, axis=axis) / (norm_a * norm_b + 1e-8)
 
 
-def _centred(values: Tensor, present: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+def _centred(values: Tensor, present: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
     """Return vectors without their mean, and their norms (1 for a vector that does not vary)."""
-    present = ops.broadcast_to(present, ops.shape(values))
-    count = ops.sum(present, axis=axis, keepdims=True)
-    mean = ops.divide_no_nan(ops.sum(values * present, axis=axis, keepdims=True), count)
-    centred = (values - mean) * present
+    if present is None:
+        centred = values - ops.mean(values, axis=axis, keepdims=True)
+    else:
+        values = values * present
+        count = ops.sum(ops.broadcast_to(present, ops.shape(values)), axis=axis, keepdims=True)
+        mean = ops.divide_no_nan(ops.sum(values, axis=axis, keepdims=True), count)
+        centred = (values - mean) * present
     spread = ops.sum(ops.square(centred), axis=axis, keepdims=True)
-    size = ops.sum(ops.square(values * present), axis=axis, keepdims=True)
+    size = ops.sum(ops.square(values), axis=axis, keepdims=True)
     varies = spread > 1e-12 * size
     squared = ops.where(varies, spread, 1.0)  # guard: the norm of zeros divides only zeros
     return ops.where(varies, centred, 0.0), ops.squeeze(ops.sqrt(squared), axis)
@@ -104,7 +107,7 @@ class DIST(base.DistillationLoss):
             for logits in (teacher, student)
         )
         rows = ops.reshape(ops.cast(present, "float32"), (-1, 1))
-        inter = 1.0 - pearson(p, q, ops.ones_like(rows))
+        inter = 1.0 - pearson(p, q)
         intra = 1.0 - ops.mean(pearson(p, q, rows, axis=0))
         values = self.temperature**2 * (self.beta * inter + self.gamma * intra)
         return ops.where(present, ops.reshape(values, ops.shape(present)), 0.0)

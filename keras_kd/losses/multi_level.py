@@ -88,10 +88,12 @@ def _forward(
         for logits in (teacher_logits, student_logits)
     )  # of shape (temperatures, rows, classes)
     real = present[:, None]
-    p, q = ops.exp(log_p) * real, ops.exp(log_q) * real
+    p, q = ops.exp(log_p), ops.exp(log_q)
+    divergence = ops.sum(distributions.surprise(p, q, log_q - log_p), axis=-1)
+    p, q = p * real, q * real
     products = _products(p, q)
     rows = (
-        weights[0] * ops.square(temperatures[..., 0]) * distributions.relative_entropy(log_p, log_q)
+        weights[0] * ops.square(temperatures[..., 0]) * divergence
         + weights[1] * _batch_level(p, q, products)
         + weights[2] * _class_level(products, q)[:, None]
     )
