@@ -17,8 +17,9 @@ GLOBAL_BATCH = 8
 
 @pytest.fixture(scope="module")
 def mirrored() -> tf.distribute.MirroredStrategy:
-    """Two replicas. One strategy for all tests: several in a process share collective keys."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    """Two replicas that meet without collective keys, which all strategies of a process share."""
+    together = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=together)
 
 
 def model(width: int) -> keras.Model:
