@@ -17,9 +17,8 @@ GLOBAL_BATCH = 8
 
 @pytest.fixture(scope="module")
 def mirrored() -> tf.distribute.MirroredStrategy:
-    """Two replicas that meet without collective keys, which all strategies of a process share."""
-    together = tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=together)
+    """Two replicas. One strategy for all tests: several in a process share collective keys."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def model(width: int) -> keras.Model:
