@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from keras_kd import checks
+from keras_kd.export.base_calibration import Calibration
+from keras_kd.export.bounds import Bounds
 
 if TYPE_CHECKING:
     import keras
@@ -70,14 +72,38 @@ class Target(abc.ABC):
 
     A new target is one new file with a subclass and `TARGET = Subclass()`, and one line in
     `keras_kd.export.TARGETS`.
+
+    Attributes:
+        file: What the file is called; `{name}` stands for the caller's name.
+        bounds: The bounds that a file must keep where the caller states none.
+        quantised: Whether all numbers are whole (int8, uint8, int16): then it needs a
+            `Calibration`, unless the student carries its own ranges.
     """
 
     file: ClassVar[str]
     tolerance: ClassVar[Tolerance] = Tolerance()
+    bounds: ClassVar[Bounds] = Bounds(max_difference=1e-4, agreement=0.999)
+    quantised: ClassVar[bool] = False
+
+    def refuses(self, student: Student) -> str | None:
+        """Say why this format is not for this student, as far as is known before converting.
+
+        Returns:
+            `None` to go on, or an error's text in three parts (given, expected, fix), to be
+            raised as `ValueError(text)`.
+        """
+        return None
 
     @abc.abstractmethod
-    def write(self, student: Student, path: Path) -> None:
-        """Write the student to `path`, which does not exist yet."""
+    def write(self, student: Student, path: Path, calibration: Calibration | None = None) -> None:
+        """Write the student to `path`, which does not exist yet.
+
+        Args:
+            student: What is written.
+            path: The file or folder to make.
+            calibration: Examples that the ranges of a quantised format are taken from. `None`
+                where the format needs none, or the student carries its own.
+        """
 
     @abc.abstractmethod
     def open(self, path: Path) -> Opened:
@@ -110,7 +136,8 @@ class Student:
     def __init__(self, model: keras.Model, x: Any, named_by: keras.Model | None = None) -> None:
         """Look at the model once, on the first example."""
         self.model = model
-        self._graph: Callable | None = None
+        self._graph: Any = None
+        self._operators: dict[str, list[str]] | None = None
         names_of = model if named_by is None else named_by
         self._takes_training = _takes_training(model)
         self.template = _input_template(names_of, x)
@@ -127,17 +154,22 @@ class Student:
         self._output_keys = _output_keys(names_of, self.call(first))
         self.output_names = list(self._output_keys)
 
-    def flatten(self, x: Any) -> dict[str, np.ndarray]:
-        """Turn a batch of the caller's data into named arrays of the model's types."""
+    def flatten(self, x: Any, whose: str = "verification data") -> dict[str, np.ndarray]:
+        """Turn a batch of the caller's data into named arrays of the model's types.
+
+        Args:
+            x: Inputs in the structure that the model is called with, or a dict by their names.
+            whose: What an error calls them.
+        """
         pairs = _match(self.template, x)
         if pairs is None:
             raise checks.bad_value(
-                "The verification data does not have the inputs of the student.",
+                f"The {whose} does not have the inputs of the student.",
                 given=_describe(x),
                 expected=", ".join(f"{t.key!r}: {t.shape}" for t in self.inputs),
                 fix="give each input in the structure that the student is called with.",
             )
-        return {tensor.name: _fitted(tensor, value) for tensor, value in pairs}
+        return {tensor.name: _fitted(tensor, value, whose) for tensor, value in pairs}
 
     def call(self, tensors: Mapping[str, Any]) -> Any:
         """Run the model for inference on named tensors, in its own output structure."""
@@ -173,6 +205,14 @@ class Student:
         import numpy as np
         import tensorflow as tf
 
+        graph = self._traced()
+        tensors = {name: tf.constant(value) for name, value in arrays.items()}
+        return {name: np.asarray(value) for name, value in graph(tensors).items()}
+
+    def _traced(self) -> Any:
+        """Return the inference graph, traced once, with an open batch axis."""
+        import tensorflow as tf
+
         if self._graph is None:
             signature = [
                 {t.name: tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in self.inputs}
@@ -180,8 +220,24 @@ class Student:
             graph = tf.function(self.answer, input_signature=signature, autograph=False)
             with quiet():
                 self._graph = graph.get_concrete_function()
-        tensors = {name: tf.constant(value) for name, value in arrays.items()}
-        return {name: np.asarray(value) for name, value in self._graph(tensors).items()}
+        return self._graph
+
+    @property
+    def operators(self) -> dict[str, list[str]]:
+        """The TensorFlow operators of the inference graph: type to the names of its nodes."""
+        if self._operators is None:
+            graph = self._traced().graph.as_graph_def()
+            found: dict[str, list[str]] = {}
+            for nodes in (graph.node, *(f.node_def for f in graph.library.function)):
+                for node in nodes:
+                    found.setdefault(node.op, []).append(node.name)
+            self._operators = found
+        return self._operators
+
+    @property
+    def carries_ranges(self) -> bool:
+        """Whether the graph holds FakeQuant operators: a quantisation-aware student."""
+        return any(name.startswith("FakeQuant") for name in self.operators)
 
     def write_saved_model(self, path: Path, *, batch: int | None) -> None:
         """Write a SavedModel with one endpoint, `serving_default`, and clean names.
@@ -355,7 +411,7 @@ def _match(template: Any, x: Any) -> list[tuple[Tensor, Any]] | None:
     )
 
 
-def _fitted(tensor: Tensor, value: Any) -> np.ndarray:
+def _fitted(tensor: Tensor, value: Any, whose: str) -> np.ndarray:
     """Give an array the input's type, and its rank where Keras would too (a last axis of 1)."""
     import numpy as np
 
@@ -370,7 +426,7 @@ def _fitted(tensor: Tensor, value: Any) -> np.ndarray:
     )
     if not fits:
         raise checks.bad_value(
-            f"The verification data does not fit the input {tensor.key!r}.",
+            f"The {whose} does not fit the input {tensor.key!r}.",
             given=f"shape {shape}",
             expected=f"shape {tensor.shape}, the batch first",
             fix="batch the data (`dataset.batch(32)`) and prepare it as for `student.predict`.",

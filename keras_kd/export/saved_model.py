@@ -20,7 +20,9 @@ class SavedModel(base.Target):
 
     file = "saved_model"
 
-    def write(self, student: base.Student, path: Path) -> None:
+    def write(
+        self, student: base.Student, path: Path, calibration: base.Calibration | None = None
+    ) -> None:
         """Write the folder, with the endpoint `serving_default`."""
         with base.quiet():
             student.write_saved_model(path, batch=None)

@@ -31,7 +31,9 @@ class TFLite(base.Target):
 
     file = "{name}.tflite"
 
-    def write(self, student: base.Student, path: Path) -> None:
+    def write(
+        self, student: base.Student, path: Path, calibration: base.Calibration | None = None
+    ) -> None:
         """Convert through a SavedModel of batch 1, the way that keeps names clean."""
         with tempfile.TemporaryDirectory() as folder, base.quiet() as printed:
             source = Path(folder) / "saved_model"
