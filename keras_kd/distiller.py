@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_kd import checks, replicas, schedules
+from keras_kd import checks, replicas, schedules, updates
 from keras_kd.attached import Answer
 from keras_kd.configs import restored
 from keras_kd.connections import Connections
@@ -255,7 +255,7 @@ class Distiller(keras.Model):
             total = self._total_loss(teacher, student, y, sample_weight)
             scaled = self.optimizer.scale_loss(total)
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+        updates.apply(self.optimizer, tape.gradient(scaled, weights), weights)
         self._track_total(total, x)
         return self._results(x, y, student.own, sample_weight)
 

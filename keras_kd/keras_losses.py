@@ -35,6 +35,12 @@ def resolve_loss(loss: Any) -> Callable:
     return resolved.call
 
 
+def is_mean_square(function: Callable) -> bool:
+    """Say whether a function of `resolve_loss` is the mean squared error of Keras."""
+    kept = getattr(function, "__self__", function)
+    return kept is keras.losses.mean_squared_error or type(kept) is keras.losses.MeanSquaredError
+
+
 def softened_name(loss: Any) -> str | None:
     """Return `"kl_divergence"` or `"categorical_crossentropy"` where the loss is that of Keras.
 

@@ -112,3 +112,30 @@ def test_sizes_that_are_known_stay_known(spec):
     known = None not in spec[1:]
     assert tuple(vectors) == (None, 40 if known else None)
     assert tuple(places) == (None, 10 if known else None, 4)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 5, 4)], ids=str)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_mean_square_and_its_slopes_are_those_of_its_parts(rng, shape, known):
+    t, s, upstream = (
+        rng.normal(size=size).astype("float32") for size in (shape, shape, shape[:-1])
+    )
+    spec = tf.TensorSpec(shape if known else (None,) * len(shape))
+
+    @tf.function(input_signature=[spec, spec], autograph=False)
+    def slopes(teacher, student):
+        with tf.GradientTape() as outer:
+            outer.watch(student)
+            with tf.GradientTape() as tape:
+                tape.watch([teacher, student])
+                value = features.mean_square(teacher, student)
+                total = tf.reduce_sum(value * upstream)
+            first = tape.gradient(total, [teacher, student])
+            turned = tf.reduce_sum(first[1] ** 2)
+        return value, first[1], outer.gradient(turned, student)
+
+    value, first, second = slopes(t, s)
+    difference, up = s.astype("float64") - t, upstream[..., None].astype("float64")
+    np.testing.assert_allclose(value, np.mean(difference**2, -1), rtol=1e-5)
+    np.testing.assert_allclose(first, 2 / 4 * difference * up, rtol=1e-5)
+    np.testing.assert_allclose(second, 2 * (2 / 4 * up) ** 2 * difference, rtol=1e-5)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_kd import keras_losses
 from keras_kd.losses import FeatureDistillation, LogitsDistillation
 
 KINDS = [LogitsDistillation, FeatureDistillation]
@@ -84,3 +85,13 @@ def test_a_loss_that_gives_one_number_for_the_batch_refuses_weights():
     assert float(loss.compute_loss(t, s)) == pytest.approx(1 / 9)
     with pytest.raises(ValueError, match="one number for the batch cannot honour a sample_weight"):
         loss.compute_loss(t, s, sample_weight=np.ones(2))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["mse", "MeanSquaredError", keras.losses.MeanSquaredError()],
+    ids=["mse", "class", "object"],
+)
+def test_the_mean_square_is_known_by_each_of_its_names(loss):
+    assert keras_losses.is_mean_square(keras_losses.resolve_loss(loss))
+    assert not keras_losses.is_mean_square(keras_losses.resolve_loss("mae"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_kd import checks, keras_losses
+from keras_kd import checks, features, keras_losses
 from keras_kd.losses import base
 from keras_kd.projectors import (
     ProjectingConnector,
@@ -122,6 +122,8 @@ def _term(loss: Any) -> Any:
     if loss is None:
         return None
     function = keras_losses.resolve_loss(loss)
+    if keras_losses.is_mean_square(function):
+        function = features.mean_square
     return lambda teacher, student, y=None: function(teacher, student)
 
 
