@@ -10,7 +10,7 @@ from keras_kd import checks
 if TYPE_CHECKING:
     import numpy as np
 
-    from keras_kd.export.base import Student
+    from keras_kd.export.base_student import Student
 
     Example = dict[str, np.ndarray]
 
