@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ENOUGH = 300
 MINIMUM = 100
 LOOK = 50_000
+NARROW = 8
 TRIAL = "in a trial 1, 10, 100 and 300 examples left an error of 1855, 145, 12 and 1.5 output steps"
 
 
@@ -39,7 +40,8 @@ class Calibration:
         examples: A list of dicts of input name to array, the batch axis 1.
         count: How many there are.
         out_of: How many examples were looked at.
-        warning: What is to be said of so few examples, or `None` from 300 examples.
+        warning: What is to be said of few examples (below 300), and of features that one scale
+            for the whole input loses; `None` where there is nothing to say.
 
     Raises:
         ValueError: "too few to calibrate with", "`calibration_examples` must be a whole number",
@@ -63,14 +65,37 @@ class Calibration:
                 f"no more than there are: calibration_examples={max(1, self.count)}.",
             )
         self.warning = None
-        if self.count < ENOUGH:
-            self.warning = f"calibrated with {self.count} examples only; {TRIAL}"
+        said = [] if self.count >= ENOUGH else [f"calibrated with {self.count} examples; {TRIAL}"]
+        said += [_lost(name, *self.narrow(name)) for name in self.examples[0]]
+        self.warning = "; ".join(filter(None, said)) or None
+
+    def narrow(self, name: str) -> tuple[int, int]:
+        """Count the features of an input that one scale for all leaves almost nothing of.
+
+        Args:
+            name: An input.
+
+        Returns:
+            How many entries of the last axis vary, and over less than 8 of 255 steps of the
+            input's whole range; and how many entries there are. Inputs of whole numbers are not
+            quantised: (0, n).
+        """
+        import numpy as np
+
+        values = [example[name].reshape(-1, example[name].shape[-1]) for example in self.examples]
+        if values[0].dtype.kind != "f" or self.examples[0][name].ndim < 2:
+            return 0, values[0].shape[-1]
+        low = np.min([value.min(0, initial=np.inf) for value in values], axis=0)
+        high = np.max([value.max(0, initial=-np.inf) for value in values], axis=0)
+        whole = max(float(high.max()), 0.0) - min(float(low.min()), 0.0)
+        lost = (high > low) & (high - low < NARROW / 255 * whole)
+        return int(lost.sum()), len(lost)
 
     def coverage(self) -> dict[str, Any]:
         """Say which ranges the examples span, and how far these still grow with their number.
 
         Returns:
-            `{"examples": n, "out_of": n, "inputs": {name: range}, "outputs": {name: range}}` and
+            `{"examples": n, "out_of": n, "inputs": {name: range}, "outputs": {name: range}}`, and
             "warning" where there is one. A range is `{"min", "max", "grew"}`: "grew" is the share
             of the range that one half of the examples (every other one) misses. Near 0, more
             examples would change little.
@@ -83,6 +108,15 @@ class Calibration:
             "outputs": _ranges(answers),
         }
         return told if self.warning is None else told | {"warning": self.warning}
+
+
+def _lost(name: str, lost: int, features: int) -> str | None:
+    if not lost:
+        return None
+    return (
+        f"{lost} of {features} features of the input {name!r} span less than {NARROW} of 255 "
+        "steps, since one scale serves them all: bring features to one scale before the file"
+    )
 
 
 def _ranges(examples: list[Example]) -> dict[str, dict[str, float]]:

@@ -132,8 +132,8 @@ def kinds(outputs: Any, names: list[str]) -> dict[str, str]:
 def read(name: str, value: Any, kind: str | None, sums_to_one: bool) -> Any:
     """Give an output of a traced graph as logits or as probabilities.
 
-    Logits are found before the softmax or sigmoid that ends the graph, which is then not in the
-    file at all: log(softmax) of whole numbers would lose what makes logits worth having.
+    Logits are found before the softmax or sigmoid that ends the graph, which the converter then
+    leaves out: log(softmax) of whole numbers would lose what makes logits worth having.
 
     Args:
         name: What an error calls the output.

@@ -22,7 +22,8 @@ class Bounds:
         agreement: Share of decisions (argmax, or the side of the threshold) that must be equal,
             0 to 1.
         accuracy_drop: How much worse the file's task metric may be than the Keras model's: 0.01
-            is one point of accuracy (or 0.01 more mean absolute error). Needs labels.
+            is one point of accuracy, or 1% more of an error such as the mean absolute one. Needs
+            labels.
         steps: Largest |file - model| of any output in steps of its quantisation, values at the
             end of the range apart. Only for outputs of whole numbers.
         saturation: Share of output values that may lie at the end of their range, 0 to 1.

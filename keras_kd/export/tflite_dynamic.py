@@ -12,7 +12,7 @@ class TFLiteDynamic(base_tflite.TFLite):
     """
 
     file = "{name}_dynamic.tflite"
-    bounds = base.Bounds(max_difference=0.1, agreement=0.95, accuracy_drop=0.01)
+    bounds = base.Bounds(max_difference=0.1, agreement=0.97, accuracy_drop=0.01)
     optimise = True
 
 

@@ -12,7 +12,7 @@ class TFLiteFloat16(base_tflite.TFLite):
     """
 
     file = "{name}_float16.tflite"
-    bounds = base.Bounds(max_difference=1e-2, agreement=0.99, accuracy_drop=0.005)
+    bounds = base.Bounds(max_difference=0.01, agreement=0.99, accuracy_drop=0.005)
     optimise = True
     float16 = True
 

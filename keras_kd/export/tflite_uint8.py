@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keras_kd.export import base, base_tflite
+from keras_kd.export import base_tflite
 
 
 class TFLiteUint8(base_tflite.TFLite):
@@ -13,7 +13,7 @@ class TFLiteUint8(base_tflite.TFLite):
     """
 
     file = "{name}_uint8.tflite"
-    bounds = base.Bounds(max_difference=0.15, agreement=0.9, accuracy_drop=0.02, float_islands=0)
+    bounds = base_tflite.WHOLE
     quantised = True
     optimise = True
     ends = "uint8"

@@ -149,7 +149,7 @@ class Converter:
                 raise _crashed(job, self._ended(), printed)
             answer = json.loads(line)
             if not answer["done"]:
-                raise _failed(job, f"{answer['error']}\n{self._printed()[len(begins) :]}")
+                raise _failed(job, answer["error"], self._printed()[len(begins) :])
 
     def close(self) -> None:
         """End the child, whatever it does."""
@@ -308,8 +308,9 @@ def _pass_on(pipe: IO[str], answers: queue.Queue[str]) -> None:
     answers.put("")
 
 
-def _failed(job: Job, text: str) -> ValueError:
+def _failed(job: Job, error: str, printed: str) -> ValueError:
     """Say which operators have no builtin kernel, or show what the converter said."""
+    text = f"{error}\n{printed}"
     listed = re.findall(r"^(?:Custom|TF Select|Flex) ops: (.+)$", text, flags=re.MULTILINE)
     single = re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", text)
     ops = sorted({op.strip() for line in listed for op in line.split(",")} | set(single))
@@ -320,7 +321,7 @@ def _failed(job: Job, text: str) -> ValueError:
             expected="operators that LiteRT runs everywhere (no custom, no TF Select operator)",
             fix=f"replace what makes {ops[0]}, or export with formats=['saved_model'].",
         )
-    said = re.findall(r"error: (?:loc\(.*\): )?(.+)", text) or [" ".join(text.split())[-500:]]
+    said = re.findall(r"error: (?:loc\(.*\): )?(.+)", text) or [" ".join(error.split())[-500:]]
     return checks.bad_value(
         "The TFLite converter failed on the student.",
         given=f"{job.model!r}: {said[0]}",
