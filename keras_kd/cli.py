@@ -17,7 +17,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from keras_kd import __version__, checks, recipes
-from keras_kd.command_line import catalogue, console, soft_targets
+from keras_kd.command_line import benchmarking, catalogue, console, inspecting, soft_targets
 from keras_kd.command_line.options import (
     NO_CHANGES,
     PLACE,
@@ -42,6 +42,8 @@ app = cyclopts.App(
 )
 app.meta.suppress_keyboard_interrupt = False
 app.command(soft_targets.app)
+app.command(inspecting.inspect)
+app.command(benchmarking.benchmark)
 
 
 @app.command(name="list")
