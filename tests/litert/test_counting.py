@@ -147,6 +147,23 @@ def test_the_plan_rounds_up_and_keeps_variables() -> None:
     assert counting.planned_bytes(graph(tensors, steps)) == 64 + 128 + 64 + 64
 
 
+def test_the_plan_writes_over_no_output() -> None:
+    """Out of 4 units is made first and kept, while two others of 4 pass beside an input of 1."""
+    tensors = [tensor((16 * size,)) for size in (1, 4, 4, 4)]
+    steps = [("ABS", (0,), (1,)), ("ABS", (0,), (2,)), ("ABS", (2,), (3,))]
+    assert counting.planned_bytes(graph(tensors, steps, outputs=(1, 3))) == 64 * 13
+    assert counting.planned_bytes(graph(tensors, steps, outputs=(3,))) == 64 * 9
+
+
+def test_a_tensor_goes_into_the_smallest_gap_that_holds_it() -> None:
+    taken = [(10, 20), (23, 30), (30, 31), (35, 40)]  # gaps of 10, 3 and 4
+    assert counting._best_gap(taken, 2) == 20
+    assert counting._best_gap(taken, 4) == 31
+    assert counting._best_gap(taken, 9) == 0
+    assert counting._best_gap(taken, 11) == 40
+    assert counting._best_gap([], 5) == 0
+
+
 def dense_chain(path, *widths):
     """Write a float32 file of dense layers without biases."""
     maker = tflite_files.Maker()

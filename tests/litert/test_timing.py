@@ -77,6 +77,19 @@ def test_xnnpack_is_stated(path, tmp_path) -> None:
     assert mixed.of(1, xnnpack=False).delegated == 0
 
 
+def test_operators_before_xnnpacks_part_are_not_its(tmp_path) -> None:
+    maker = tflite_files.Maker()
+    x, real, size = (maker.tensor(name, [1, 4]) for name in ("x", "real", "size"))
+    zero = maker.tensor("zero", [1], data=np.zeros(1, "float32"))
+    large = maker.tensor("large", [1, 4], "bool")
+    maker.operator("GREATER", [x, zero], [large])
+    maker.operator("CAST", [large], [real])
+    maker.operator("ABS", [real], [size])
+    path = maker.write(tmp_path / "late.tflite", {"x": x}, {"size": size})
+    found = timing.benchmark(path, threads=(1,), xnnpack=(True,), **SHORT).of(1)
+    assert (found.delegated, found.operators) == (1, 3)
+
+
 def test_latencies_are_found_by_setting_and_written_as_json(path) -> None:
     found = timing.benchmark(path, threads=(1,), xnnpack=(False,), **SHORT)
     assert found.of(1, xnnpack=False) is found.latencies[0]
@@ -192,12 +205,13 @@ def drawn(dtype, *, file=NO_TABLE, scale=None, size=4000):
     return values.min(), values.max()
 
 
-def with_table(tmp_path, rows, name="GATHER"):
+def with_table(tmp_path, *sizes, name="GATHER"):
     maker = tflite_files.Maker()
     ids = maker.tensor("ids", [1, 5], "int32")
-    table = maker.tensor("table", [rows, 2], data=np.zeros((rows, 2), "float32"))
-    made = maker.tensor("made", [1, 5, 2])
-    maker.operator(name, [table, ids] if name == "GATHER" else [ids, table], [made])
+    for rows in sizes:
+        table = maker.tensor("table", [rows, 2], data=np.zeros((rows, 2), "float32"))
+        made = maker.tensor("made", [1, 5, 2])
+        maker.operator(name, [table, ids] if name == "GATHER" else [ids, table], [made])
     return files.read(maker.write(tmp_path / "t.tflite", {"ids": ids}, {"made": made}))
 
 
@@ -213,9 +227,9 @@ def test_random_inputs_fit_the_type(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["GATHER", "EMBEDDING_LOOKUP"])
 def test_random_numbers_are_rows_of_the_table(tmp_path, name) -> None:
-    file = with_table(tmp_path, 7, name)
+    file = with_table(tmp_path, 9, 7, 8, name=name)
     assert drawn("int32", file=file) == (0, 6)
-    assert drawn("int32", file=with_table(tmp_path, 1, name)) == (0, 0)
+    assert drawn("int32", file=with_table(tmp_path, 1, name=name)) == (0, 0)
     assert drawn("uint8", file=file) == (0, 6)
     low, high = drawn("int16", file=file, scale=0.5)  # real numbers, no rows
     assert low < -30000 < 30000 < high
