@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from keras_kd import checks
 from keras_kd.export.base_calibration import Calibration
 from keras_kd.export.base_quiet import quiet
 from keras_kd.export.base_structures import Tensor, is_functional, leaves
@@ -32,41 +31,10 @@ __all__ = [
     "Student",
     "Target",
     "Tensor",
-    "Tolerance",
     "is_functional",
     "leaves",
     "quiet",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tolerance:
-    """How far a file may be from the Keras model before it is refused.
-
-    Args:
-        max_difference: Largest |file - model| allowed in any output, as a share of the largest
-            |output| of the model over the verification data. The default, 1e-4, is about a
-            thousand roundings of float32: rounding passes, a wrong weight does not.
-        agreement: Share of decisions (argmax, or the side of the threshold) that must be equal.
-
-    Raises:
-        ValueError: "`max_difference` must be positive", "`agreement` must be between 0 and 1".
-
-    Example:
-        ```python
-        from keras_kd.export import Tolerance
-
-        loose = Tolerance(max_difference=1e-2, agreement=0.99)
-        ```
-    """
-
-    max_difference: float = 1e-4
-    agreement: float = 0.999
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that bound nothing."""
-        checks.positive("max_difference", self.max_difference)
-        checks.fraction("agreement", self.agreement)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +69,6 @@ class Target(abc.ABC):
     """
 
     file: ClassVar[str]
-    tolerance: ClassVar[Tolerance] = Tolerance()
     bounds: ClassVar[Bounds] = Bounds(max_difference=1e-4, agreement=0.999)
     quantised: ClassVar[bool] = False
 

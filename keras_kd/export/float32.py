@@ -18,14 +18,14 @@ def types(model: keras.Model) -> set[str]:
     return {layer.compute_dtype for layer in model._flatten_layers(include_self=True)}
 
 
-def tolerance(model: keras.Model) -> base.Tolerance:
+def bounds(model: keras.Model) -> base.Bounds:
     """Return how far the float32 form may be from a student as trained.
 
     The bound is 32 roundings of the least precise type in it: 0.031 of the largest output for
     float16, 0.25 for bfloat16. Decisions are reported and not bound.
     """
     coarse = max(ROUNDING.get(dtype, 0.0) for dtype in types(model))
-    return base.Tolerance(max_difference=max(1e-4, 32 * coarse), agreement=0.0)
+    return base.Bounds(max_difference=max(1e-4, 32 * coarse))
 
 
 def clone_of(model: keras.Model, x: Any) -> keras.Model | None:

@@ -1,116 +1,50 @@
-"""Run a file and the Keras model on the same examples, measure the distance, and judge it."""
+"""Run a file and the Keras model on the same examples, and measure the distance."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_kd import checks
-from keras_kd.export import base
 
-BATCH = 256
+Arrays = Mapping[str, np.ndarray]
+
 TIE = 1e-6  # as a share of the largest output: below it, float32 does not order two values
 
 
-class Examples:
-    """The verification data, as batches of NumPy arrays that can be gone through again.
+class Observer(Protocol):
+    """Whoever wants to see every batch of a comparison."""
 
-    Args:
-        data: A `tf.data.Dataset` or `keras.utils.PyDataset` of batches, or arrays: `x`, `(x, y)`
-            or `(x, y, sample_weight)`, where x may be a dict or a list of several inputs.
-        limit: Use only so many examples, the first ones. `None` for all.
-    """
-
-    def __init__(self, data: Any, limit: int | None = None) -> None:
-        """Refuse what cannot be gone through."""
-        if isinstance(data, tf.data.Dataset):
-            endless = int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
-        elif isinstance(data, keras.utils.PyDataset):
-            endless = data.num_batches is None
-        elif isinstance(data, np.ndarray | tf.Tensor | Mapping | list | tuple):
-            endless = False
-            _same_length(data)
-        else:
-            raise checks.bad_type(
-                "`verification_data` is of a type that cannot be read.",
-                given=type(data).__name__,
-                expected="a tf.data.Dataset or PyDataset of batches, or arrays x, (x, y)",
-                fix="pass the data that the student is evaluated on, for example (x_test, y_test).",
-            )
-        if limit is not None and (isinstance(limit, bool) or int(limit) != limit or limit < 1):
-            raise checks.bad_value(
-                "`verification_examples` must be a positive whole number or None.",
-                given=repr(limit),
-                expected="a number of examples, 1 or more",
-                fix="leave it out to verify on all of the verification data.",
-            )
-        if endless and limit is None:
-            raise checks.bad_value(
-                "`verification_data` never ends.",
-                given="a data set that repeats for ever",
-                expected="data with an end",
-                fix="leave out `.repeat()`, or say how many: verification_examples=1000.",
-            )
-        self._data, self._limit = data, limit
-
-    def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield (x, y, sample_weight), with `None` for what is not there."""
-        left = self._limit
-        for batch in self._batches():
-            count = len(keras.tree.flatten(batch)[0])
-            if left is not None and count > left:
-                batch = keras.tree.map_structure(lambda array, end=left: array[:end], batch)
-                count = left
-            yield keras.utils.unpack_x_y_sample_weight(batch)
-            if left is not None:
-                left -= count
-                if left <= 0:
-                    return
-
-    def first(self) -> Any:
-        """Return the inputs of the first batch.
-
-        Raises:
-            ValueError: "`verification_data` holds no example."
-        """
-        for x, _, _ in self:
-            if len(keras.tree.flatten(x)[0]):
-                return x
-        raise checks.bad_value(
-            "`verification_data` holds no example.",
-            given="0 examples",
-            expected="at least one batch",
-            fix="pass the data that the student is evaluated on, for example (x_test, y_test).",
-        )
-
-    def _batches(self) -> Iterator[Any]:
-        if isinstance(self._data, tf.data.Dataset):
-            yield from self._data.as_numpy_iterator()
-        elif isinstance(self._data, keras.utils.PyDataset):
-            for index in range(self._data.num_batches or self._limit or 0):
-                yield self._data[index]
-        else:
-            arrays = self._data if isinstance(self._data, tuple) else (self._data,)
-            arrays = keras.tree.map_structure(np.asarray, arrays)
-            for start in range(0, len(keras.tree.flatten(arrays)[0]), BATCH):
-                yield keras.tree.map_structure(lambda a, s=start: a[s : s + BATCH], arrays)
+    def add(self, inputs: Arrays, file: Arrays, keras: Arrays, y: Any, weight: Any) -> None:
+        """Take in one batch: named inputs, both answers, labels and weights as they come."""
 
 
-def compare(run: Callable, reference: Callable, student: base.Student, examples: Examples) -> dict:
+def compare(
+    run: Callable,
+    reference: Callable,
+    student: Any,
+    examples: Iterable[tuple[Any, Any, Any]],
+    *,
+    spans: Mapping[str, Mapping[str, Any]] | None = None,
+    observers: Sequence[Observer] = (),
+    who: str = "The student",
+) -> dict:
     """Run both functions over the examples and measure every output.
+
+    Where an output holds whole numbers, differences are counted in its steps, and told apart:
+    Keras answers beyond its range cannot be expressed (saturation); all others can (rounding).
 
     Args:
         run: The file: named arrays to named arrays, batch first.
         reference: The Keras model, likewise.
-        student: Names the inputs and outputs.
-        examples: What to run on.
+        student: Names the inputs and outputs, as `base.Student` does.
+        examples: What to run on: batches of (x, y, sample_weight).
+        spans: Output name to {"dtype", "scale", "zero_point"}; without a scale, it is float.
+        observers: See every batch too.
+        who: What an error calls the Keras model.
 
     Returns:
         `{"examples": n, "outputs": {name: measures}}`.
@@ -119,49 +53,25 @@ def compare(run: Callable, reference: Callable, student: base.Student, examples:
         ValueError: "answers NaN or infinity", "one answer an example", "outputs of other names or
             shapes".
     """
-    tallies = {name: _Tally() for name in student.output_names}
+    spans = spans or {}
+    tallies = {name: _Tally(spans.get(name, {})) for name in student.output_names}
     seen = 0
     for x, y, weight in examples:
         inputs = student.flatten(x)
         count = len(next(iter(inputs.values())))
         theirs = reference(inputs)
-        _refuse_no_batch_axis(theirs, count)
-        _refuse_not_finite(theirs, "The student", seen)
+        _refuse_no_batch_axis(theirs, count, who)
+        _refuse_not_finite(theirs, who, seen)
         ours = run(inputs)
         _refuse_other_shapes(ours, theirs)
         _refuse_not_finite(ours, "The file", seen)
         for name, tally in tallies.items():
             labels, weights = student.part(y, name), student.part(weight, name, shared=True)
             tally.add(ours[name], theirs[name], labels, weights)
+        for observer in observers:
+            observer.add(inputs, ours, theirs, y, weight)
         seen += count
     return {"examples": seen, "outputs": {n: tally.measures() for n, tally in tallies.items()}}
-
-
-def judge(report: dict, tolerance: base.Tolerance, *, what: str, fix: str) -> None:
-    """Refuse a report that is out of tolerance, with the bound and both numbers.
-
-    Raises:
-        ValueError: "does not answer as the student does" or "does not decide as the student does".
-    """
-    for name, found in report["outputs"].items():
-        bound = tolerance.max_difference * found["largest_output"]
-        if not found["max_difference"] <= bound:
-            raise checks.bad_value(
-                f"{what} does not answer as the student does, so it was not kept.",
-                given=f"output {name!r} differs by {found['max_difference']:.6g} at most, over "
-                f"{report['examples']} examples",
-                expected=f"max_difference <= {bound:.6g} ({tolerance.max_difference:g} of the "
-                f"student's largest output, {found['largest_output']:.6g})",
-                fix=fix,
-            )
-        if found["agreement"] is not None and found["agreement"] < tolerance.agreement:
-            raise checks.bad_value(
-                f"{what} does not decide as the student does, so it was not kept.",
-                given=f"output {name!r}: agreement {found['agreement']:.6g} over "
-                f"{report['examples']} examples",
-                expected=f"agreement >= {tolerance.agreement:g}",
-                fix=fix,
-            )
 
 
 @dataclasses.dataclass
@@ -190,8 +100,10 @@ class _Decisions:
 class _Tally:
     """What is seen of one output, batch after batch; what it means is settled at the end."""
 
-    def __init__(self) -> None:
-        self.difference = self.largest = 0.0
+    def __init__(self, span: Mapping[str, Any]) -> None:
+        self.step, self.low, self.high = _range(span)
+        self.difference = self.largest = self.clipped = self.rounded = self.rounded_sum = 0.0
+        self.count = self.outside = 0
         self.decisions: dict[str, _Decisions] = {}
         self.kinds = {"classes", "binary", "values"}
         self.labelled = False
@@ -201,7 +113,7 @@ class _Tally:
     def add(self, file: np.ndarray, keras: np.ndarray, labels: Any, weights: Any) -> None:
         """Take in one batch of the file's and of the Keras model's answers."""
         file, keras = file.astype("float64"), keras.astype("float64")
-        self.difference = max(self.difference, float(np.abs(file - keras).max(initial=0.0)))
+        self._measure(np.abs(file - keras), (keras < self.low) | (keras > self.high))
         scale = float(np.abs(keras).max(initial=0.0))
         self.largest = max(self.largest, scale)
         self.as_probabilities &= bool(((keras >= 0) & (keras <= 1)).all())
@@ -222,6 +134,16 @@ class _Tally:
             self.error_file += float((np.abs(file - targets) * spread).sum())
             self.error_keras += float((np.abs(keras - targets) * spread).sum())
 
+    def _measure(self, differences: np.ndarray, outside: np.ndarray) -> None:
+        """Tell what cannot be expressed apart from what can."""
+        clipped, rounded = differences[outside], differences[~outside]
+        self.count += differences.size
+        self.outside += clipped.size
+        self.clipped = max(self.clipped, float(clipped.max(initial=0.0)))
+        self.rounded = max(self.rounded, float(rounded.max(initial=0.0)))
+        self.rounded_sum += float(rounded.sum())
+        self.difference = max(self.clipped, self.rounded)
+
     def measures(self) -> dict[str, Any]:
         """Return the numbers for the certificate."""
         threshold = "0.5" if self.as_probabilities else "0"
@@ -234,10 +156,11 @@ class _Tally:
         if self.labelled and decisions is not None and decisions.weight:
             name = "accuracy" if kind == "classes" else f"binary_accuracy (threshold {threshold})"
             total = decisions.weight
-            metric = _metric(name, decisions.right_file / total, decisions.right_keras / total)
+            right = decisions.right_file / total, decisions.right_keras / total
+            metric = _metric(name, "higher", *right)
         elif kind == "values" and self.weight:
             errors = self.error_file / self.weight, self.error_keras / self.weight
-            metric = _metric("mean_absolute_error", *errors)
+            metric = _metric("mean_absolute_error", "lower", *errors)
         return {
             "max_difference": self.difference,
             "largest_output": self.largest,
@@ -245,6 +168,21 @@ class _Tally:
             "agreement": decisions.equal / decisions.count if decisions else None,
             "ties": decisions.ties if decisions else None,
             "metric": metric,
+            **self._parts(),
+        }
+
+    def _parts(self) -> dict[str, Any]:
+        """Return the difference split into what is rounded and what lies out of range."""
+        mean = self.rounded_sum / max(1, self.count - self.outside)
+        parts: dict[str, Any] = {"rounding": {"max": self.rounded, "mean": mean}}
+        if self.step is None:
+            return parts | {"steps": None, "saturation": None}
+        return parts | {
+            "steps": {"max": self.rounded / self.step, "mean": mean / self.step},
+            "saturation": {
+                "share": self.outside / max(1, self.count),
+                "max_difference": self.clipped,
+            },
         }
 
     def _narrow(self, classes: Any, targets: Any) -> None:
@@ -279,8 +217,17 @@ def _sides(values: np.ndarray, middle: float) -> tuple[np.ndarray, np.ndarray]:
     return values > middle, np.abs(values - middle)
 
 
-def _metric(name: str, file: float, keras: float) -> dict[str, Any]:
-    return {"name": name, "file": file, "keras": keras}
+def _metric(name: str, better: str, file: float, keras: float) -> dict[str, Any]:
+    return {"name": name, "better": better, "file": file, "keras": keras}
+
+
+def _range(span: Mapping[str, Any]) -> tuple[float | None, float, float]:
+    """Return the step of an output, and from where to where values round to something in it."""
+    if "scale" not in span:
+        return None, -np.inf, np.inf
+    kind, step = np.iinfo(span["dtype"]), span["scale"]
+    low, high = ((end - span["zero_point"]) * step for end in (kind.min, kind.max))
+    return step, low - step / 2, high + step / 2
 
 
 def _labels(labels: Any, shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -330,11 +277,11 @@ def _refuse_other_shapes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
         )
 
 
-def _refuse_no_batch_axis(answers: Mapping[str, Any], count: int) -> None:
+def _refuse_no_batch_axis(answers: Mapping[str, Any], count: int, who: str) -> None:
     for name, values in answers.items():
         if values.shape[:1] != (count,):
             raise checks.bad_value(
-                "The student does not give one answer an example.",
+                f"{who} does not give one answer an example.",
                 given=f"output {name!r} of shape {values.shape} for {count} examples",
                 expected=f"shape ({count}, ...)",
                 fix="keep the batch as the first axis of every output.",
@@ -349,27 +296,5 @@ def _refuse_not_finite(answers: Mapping[str, Any], who: str, seen: int) -> None:
                 f"{who} answers NaN or infinity, so no file was kept.",
                 given=f"output {name!r} of example {seen + int(np.argmin(good))}",
                 expected="finite numbers for every example",
-                fix="look at the student's weights and at that example's values.",
+                fix="look at the weights and at that example's values.",
             )
-
-
-def _same_length(data: Any) -> None:
-    leaves = keras.tree.flatten(data)
-    lengths = sorted({len(leaf) for leaf in leaves if np.ndim(leaf)})
-    if len(lengths) != 1 or not all(np.ndim(leaf) for leaf in leaves):
-        raise checks.bad_value(
-            "The arrays of `verification_data` do not have the same number of examples.",
-            given=f"lengths {lengths}",
-            expected="arrays whose first axis is the example",
-            fix="pass x, (x, y) or (x, y, sample_weight) of the same length.",
-        )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what wrote and ran the file."""
-    found = {name: importlib.metadata.version(name) for name in ("ai-edge-litert", "numpy")}
-    return (
-        {"python": platform.python_version(), "keras": keras.__version__}
-        | found
-        | {"tensorflow": tf.__version__}
-    )

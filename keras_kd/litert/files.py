@@ -16,6 +16,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from keras_kd import checks
 
 MAGIC = b"TFL3"
+Content = bytes  # `File.bytes` hides the name of the type
 _BITS = {"int2": 2, "int4": 4, "uint4": 4}
 
 
@@ -142,7 +143,7 @@ class File:
     version: int
     graphs: tuple[Graph, ...]
     signatures: Mapping[str, Mapping[str, Any]]
-    metadata: Mapping[str, bytes]
+    metadata: Mapping[str, Content]
 
     def operators(self) -> Iterator[tuple[Graph, Operator]]:
         """Yield every operator with its graph."""

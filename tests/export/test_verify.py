@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_kd.export import base, verify
+from keras_kd.export.examples import Examples
 
 X = np.arange(12, dtype="float32").reshape(6, 2)
 
@@ -18,13 +19,13 @@ def _student(outputs=1):
     return base.Student(keras.Model(inputs, made[0] if outputs == 1 else made), X)
 
 
-def _measure(ours, theirs, y=None, weight=None):
+def _measure(ours, theirs, y=None, weight=None, span=None):
     """Run `compare` on answers that are given instead of computed."""
     ours, theirs = np.asarray(ours, "float32"), np.asarray(theirs, "float32")
     data = tuple(part for part in (np.zeros((len(ours), 2)), y, weight) if part is not None)
     report = verify.compare(
         lambda arrays: {"out0": ours}, lambda arrays: {"out0": theirs}, _student(),
-        verify.Examples(data),
+        Examples(data), spans={"out0": span or {}},
     )  # fmt: skip
     assert report["examples"] == len(ours)
     return report["outputs"]["out0"]
@@ -39,7 +40,9 @@ def test_difference_scale_and_agreement():
     assert found["relative_difference"] == 0.25
     assert found["agreement"] == 0.75
     assert found["ties"] == 0
-    assert found["metric"] == {"name": "accuracy", "file": 0.5, "keras": 0.75}
+    assert found["metric"] == {
+        "name": "accuracy", "better": "higher", "file": 0.5, "keras": 0.75,
+    }  # fmt: skip
 
 
 def test_a_tie_in_the_student_may_fall_either_way():
@@ -60,7 +63,9 @@ def test_a_tie_in_the_student_may_fall_either_way():
 )
 def test_labels_as_ids_and_as_one_hot_give_accuracy(labels):
     found = _measure([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], labels)
-    assert found["metric"] == {"name": "accuracy", "file": 0.5, "keras": 1.0}
+    assert found["metric"] == {
+        "name": "accuracy", "better": "higher", "file": 0.5, "keras": 1.0,
+    }  # fmt: skip
 
 
 def test_binary_logits_are_cut_at_0_and_probabilities_at_one_half():
@@ -83,6 +88,7 @@ def test_several_labels_an_example_are_binary_and_other_targets_give_the_absolut
     assert found["metric"]["keras"] == 1.0
     found = _measure(ours, theirs, np.array([[3.0, 1.5, -1.0], [1.0, -1.0, -2.0]]))
     assert found["metric"]["name"] == "mean_absolute_error"
+    assert found["metric"]["better"] == "lower"
     assert found["metric"]["file"] == pytest.approx(3.5 / 6)
     assert found["metric"]["keras"] == pytest.approx(0.5 / 6)
     assert found["agreement"] is None
@@ -117,17 +123,70 @@ def test_outputs_of_another_shape_are_refused():
         _measure([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
-def test_the_bound_follows_the_scale_of_the_outputs():
-    tolerance = base.Tolerance(max_difference=0.01, agreement=0.5)
-    for scale in (1e-3, 1.0, 1e3):
-        theirs = np.array([[1.0, 0.0], [0.0, 0.5]]) * scale
-        for part, refused in ((0.009, False), (0.011, True)):
-            report = {"examples": 2, "outputs": {"out0": _measure(theirs + part * scale, theirs)}}
-            if refused:
-                with pytest.raises(ValueError, match="It does not answer as the student does"):
-                    verify.judge(report, tolerance, what="It", fix="none")
-            else:
-                verify.judge(report, tolerance, what="It", fix="none")
+# int8, steps of 0.5 around 10: from (−128 − 10) · 0.5 = −69 to (127 − 10) · 0.5 = 58.5
+INT8 = {"dtype": "int8", "scale": 0.5, "zero_point": 10}
+
+
+def test_differences_are_counted_in_steps_and_told_from_saturation():
+    theirs = [[0.0, 58.7], [60.0, -69.2], [-80.0, 1.0]]
+    ours = [[0.5, 58.5], [58.5, -69.0], [-69.0, 1.25]]
+    found = _measure(ours, theirs, span=INT8)
+    # 58.7 and −69.2 round to the ends; 60 and −80 lie beyond them
+    assert found["saturation"] == {"share": pytest.approx(2 / 6), "max_difference": 11.0}
+    assert found["rounding"]["max"] == 0.5
+    assert found["rounding"]["mean"] == pytest.approx((0.5 + 0.2 + 0.2 + 0.25) / 4, abs=1e-6)
+    assert found["steps"]["max"] == 1.0
+    assert found["steps"]["mean"] == pytest.approx(found["rounding"]["mean"] / 0.5)
+    assert found["max_difference"] == 11.0
+
+
+def test_a_value_half_a_step_beyond_the_end_is_not_yet_out_of_range():
+    for value, share in ((58.75, 0.0), (58.76, 0.5), (-69.25, 0.0), (-69.26, 0.5)):
+        theirs = [[value], [0.0]]
+        found = _measure([[min(max(value, -69), 58.5)], [0.0]], theirs, span=INT8)
+        assert found["saturation"]["share"] == share, value
+
+
+def test_unsigned_and_16_bit_outputs_have_ranges_of_their_own():
+    uint8 = {"dtype": "uint8", "scale": 1.0, "zero_point": 0}
+    found = _measure([[0.0, 255.0]], [[-1.0, 254.0]], span=uint8)
+    assert found["saturation"]["share"] == 0.5
+    int16 = {"dtype": "int16", "scale": 0.001, "zero_point": 0}
+    found = _measure([[32.767, 0.01]], [[40.0, 0.0]], span=int16)
+    assert found["saturation"]["share"] == 0.5
+    assert found["steps"]["max"] == pytest.approx(10)
+
+
+def test_float_outputs_have_no_steps_and_only_round():
+    found = _measure([[1.0, 0.5]], [[1.0, 0.0]])
+    assert found["steps"] is None
+    assert found["saturation"] is None
+    assert found["rounding"] == {"max": 0.5, "mean": 0.25}
+
+
+def test_all_values_out_of_range_leave_no_rounding():
+    found = _measure([[58.5]], [[100.0]], span=INT8)
+    assert found["saturation"]["share"] == 1.0
+    assert found["steps"] == {"max": 0.0, "mean": 0.0}
+
+
+def test_observers_see_every_batch_with_both_answers():
+    class Sees:
+        batches = ()
+
+        def add(self, inputs, file, keras, y, weight):
+            self.batches += ((inputs["x"].shape, file["out0"], keras["out0"], y, weight),)
+
+    sees, ours, theirs = Sees(), np.ones((2, 3)), np.zeros((2, 3))
+    verify.compare(
+        lambda arrays: {"out0": ours}, lambda arrays: {"out0": theirs}, _student(),
+        [(np.zeros((2, 2)), "labels", Y[:2])], observers=[sees],
+    )  # fmt: skip
+    ((shape, file, reference, y, weight),) = sees.batches
+    assert (shape, y) == ((2, 2), "labels")
+    assert file is ours
+    assert reference is theirs
+    np.testing.assert_array_equal(weight, Y[:2])
 
 
 def test_labels_of_several_outputs_go_by_place_and_by_name():
@@ -164,17 +223,17 @@ Y = np.arange(6)
 )
 def test_examples_come_in_order_and_stop_at_the_limit(data):
     for limit in (1, 4, 5):
-        batches = list(verify.Examples(data, limit))
+        batches = list(Examples(data, limit))
         np.testing.assert_array_equal(np.concatenate([x for x, _, _ in batches]), X[:limit])
         np.testing.assert_array_equal(np.concatenate([y for _, y, _ in batches]), Y[:limit])
 
 
 def test_examples_without_labels_and_with_several_inputs():
-    (x, y, weight), = verify.Examples({"a": X, "b": X})  # fmt: skip
+    (x, y, weight), = Examples({"a": X, "b": X})  # fmt: skip
     assert sorted(x) == ["a", "b"]
     assert y is None
     assert weight is None
-    (x, y, _), = verify.Examples([X, X])  # fmt: skip
+    (x, y, _), = Examples([X, X])  # fmt: skip
     assert isinstance(x, list)
     assert y is None
 
@@ -186,4 +245,4 @@ def test_an_endless_pydataset_is_refused():
             return None
 
     with pytest.raises(ValueError, match="never ends"):
-        verify.Examples(Endless())
+        Examples(Endless())
