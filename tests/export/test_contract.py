@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 
@@ -15,7 +16,11 @@ from ai_edge_litert.tools import flatbuffer_utils
 from keras_kd import export
 
 L = keras.layers
-FORMATS = list(export.TARGETS)
+EXTRA = all(importlib.util.find_spec(name) for name in ("tf2onnx", "onnxruntime"))
+FORMATS = [format for format in export.TARGETS if EXTRA or format != "onnx"]
+PLAIN = ["saved_model", "tflite"]
+WHOLE = ["tflite_int8", "tflite_uint8", "tflite_int16x8"]
+FULL = ["mlp", "cnn"]  # the students that go through every format; the others do when it is slow
 
 
 class Block(L.Layer):
@@ -171,14 +176,22 @@ STUDENTS = {
 }
 
 
+PAIRS = [(name, f) for name in STUDENTS for f in (FORMATS if name in FULL else PLAIN)]
+LITE = [(name, format) for name, format in PAIRS if format.startswith("tflite")]
+# What a file may be off in all, as a share of the largest answer: roundings of float32, float16,
+# weights of 8 bits, and activations of 8 bits.
+LOOSE = {"tflite_float16": 0.01, "tflite_dynamic": 0.1} | dict.fromkeys(WHOLE, 0.1)
+
+every_pair = pytest.mark.parametrize(("case", "format"), PAIRS, indirect=["case"])
+
+
 def _inputs(data):
     batch = next(iter(data)) if isinstance(data, tf.data.Dataset) else data
     return batch[0] if isinstance(batch, tuple) else batch
 
 
-@pytest.fixture(scope="module", params=list(STUDENTS))
-def case(request, tmp_path_factory):
-    make, data, inputs, outputs = STUDENTS[request.param]
+def _student(name):
+    make, data, _, _ = STUDENTS[name]
     keras.utils.set_random_seed(3)
     student = make()
     student(_inputs(data))
@@ -187,13 +200,42 @@ def case(request, tmp_path_factory):
         weight.assign(weight + rng.uniform(0.05, 0.2, size=weight.shape))
     if student.layers:
         student.layers[-1].trainable = False
-    before = _portrait(student)
-    folder = tmp_path_factory.mktemp(request.param)
-    artifacts = export.export_student(student, folder / "new" / "run", verification_data=data)
-    return {
-        "student": student, "data": data, "inputs": inputs, "outputs": outputs,
-        "before": before, "artifacts": artifacts,
-    }  # fmt: skip
+    return student
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Export each student once, whatever the order of the tests."""
+    made = {}
+
+    def find(name):
+        if name not in made:
+            _, data, inputs, outputs = STUDENTS[name]
+            student = _student(name)
+            before = _portrait(student)
+            folder = tmp_path_factory.mktemp(name) / "new" / "run"
+            formats = [format for other, format in PAIRS if other == name]
+            artifacts = export.export_student(
+                student, folder, formats, verification_data=data, **_calibrated(data)
+            )
+            made[name] = {
+                "student": student, "data": data, "inputs": inputs, "outputs": outputs,
+                "before": before, "artifacts": artifacts,
+            }  # fmt: skip
+        return made[name]
+
+    return find
+
+
+@pytest.fixture(params=list(STUDENTS))
+def case(request, cases):
+    return cases(request.param)
+
+
+def _calibrated(data):
+    """Take the ranges from the verification data itself, so that nothing lies outside of them."""
+    count = 8 if data is TOKENS else N
+    return {"representative_data": data, "calibration_examples": count}
 
 
 def _portrait(student):
@@ -220,16 +262,39 @@ def _serve(path):
             return {name: value.numpy() for name, value in served.items()}
 
         return run
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path))
+        names = [output.name for output in session.get_outputs()]
+        return lambda arrays: dict(zip(names, session.run(names, arrays), strict=True))
     runner = Interpreter(model_path=str(path)).get_signature_runner()
+    into, out = runner.get_input_details(), runner.get_output_details()
 
     def one_by_one(arrays):
+        arrays = {name: _stored(array, into[name]) for name, array in arrays.items()}
         rows = [
             runner(**{name: array[i : i + 1] for name, array in arrays.items()})
             for i in range(len(next(iter(arrays.values()))))
         ]
-        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        return {name: _real(np.concatenate([r[name] for r in rows]), out[name]) for name in out}
 
     return one_by_one
+
+
+def _stored(values, detail):
+    """Stored = round(real / scale) + zero point, within the type."""
+    scale, zero = detail["quantization"]
+    if not scale:
+        return values.astype(detail["dtype"])
+    ends = np.iinfo(detail["dtype"])
+    return np.clip(np.rint(values / scale) + zero, ends.min, ends.max).astype(detail["dtype"])
+
+
+def _real(stored, detail):
+    """Real = scale · (stored - zero point)."""
+    scale, zero = detail["quantization"]
+    return ((stored.astype("float32") - zero) * scale).astype("float32") if scale else stored
 
 
 def _served(case):
@@ -239,10 +304,15 @@ def _served(case):
 
 
 def _types(certificate, arrays):
-    return {n: a.astype(certificate["inputs"][n]["dtype"]) for n, a in arrays.items()}
+    """Give ids the type that the file takes; real numbers stay real numbers."""
+    types = {n: told["dtype"] for n, told in certificate["inputs"].items()}
+    return {
+        n: a.astype("float32" if "scale" in certificate["inputs"][n] else types[n])
+        for n, a in arrays.items()
+    }
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@every_pair
 def test_file_answers_as_the_student_does(case, format):
     artifact = case["artifacts"][format]
     x = _inputs(case["data"])
@@ -250,13 +320,14 @@ def test_file_answers_as_the_student_does(case, format):
     arrays = _served(case)
     found = _serve(artifact.path)(_types(artifact.certificate, arrays))
     assert sorted(found) == sorted(case["outputs"])
-    loose = 0.03 if "rebuilt_in_float32_from" in artifact.certificate["student"] else 1e-4
+    mixed = "rebuilt_in_float32_from" in artifact.certificate["student"]
+    loose = 0.03 if mixed else LOOSE.get(format, 1e-4)
     for name, value in expected.items():
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name], value, rtol=0, atol=loose * np.abs(value).max())
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@every_pair
 def test_names_in_the_file_are_clean(case, format):
     certificate = case["artifacts"][format].certificate
     assert sorted(certificate["inputs"]) == sorted(case["inputs"])
@@ -277,7 +348,7 @@ def test_saved_model_takes_any_batch_and_tflite_takes_one(case):
             np.testing.assert_allclose(value, whole[name][:size], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@every_pair
 def test_certificate_lies_beside_the_file_and_tells_what_was_seen(case, format):
     artifact = case["artifacts"][format]
     beside = artifact.path.with_name(artifact.path.name + ".json")
@@ -289,13 +360,14 @@ def test_certificate_lies_beside_the_file_and_tells_what_was_seen(case, format):
     assert told["verified"]["examples"] == (8 if case["inputs"] == ["tokens"] else N)
     assert list(told["verified"]["outputs"]) == case["outputs"]
     for found in told["verified"]["outputs"].values():
-        assert found["max_difference"] <= 1e-4 * found["largest_output"]
-        assert found["agreement"] is None or found["agreement"] >= 0.999
+        assert found["max_difference"] <= LOOSE.get(format, 1e-4) * found["largest_output"]
+        assert found["agreement"] is None or found["agreement"] >= 0.95
     assert {"keras", "tensorflow", "ai-edge-litert"} <= set(told["versions"])
 
 
-def test_tflite_holds_builtin_operators_only(case):
-    artifact = case["artifacts"]["tflite"]
+@pytest.mark.parametrize(("case", "format"), LITE, indirect=["case"])
+def test_tflite_holds_builtin_operators_only(case, format):
+    artifact = case["artifacts"][format]
     model = flatbuffer_utils.read_model(str(artifact.path))
     names = [
         flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
@@ -309,10 +381,10 @@ def test_tflite_holds_builtin_operators_only(case):
 
 
 def test_nothing_else_is_left_in_the_folder(case):
-    folder = case["artifacts"]["tflite"].path.parent
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "saved_model", "saved_model.json", "student.tflite", "student.tflite.json"
-    ]  # fmt: skip
+    names = {artifact.path.name for artifact in case["artifacts"].values()}
+    assert len(names) == len(case["artifacts"])
+    found = {path.name for path in case["artifacts"]["tflite"].path.parent.iterdir()}
+    assert found == names | {f"{name}.json" for name in names}
 
 
 def test_the_student_is_unchanged(case):
@@ -348,3 +420,29 @@ def test_tflite_holds_no_more_numbers_than_the_student(case):
     student = case["student"].count_params()
     # Folding BatchNorm and zero states of RNNs add or save a few vectors, never a matrix.
     assert 0.3 * student <= floats <= student + 64
+
+
+# student: what each format that is refused says
+LOOPS = dict.fromkeys(WHOLE, "cannot hold the loops of the student")
+REFUSED = {
+    "lstm": LOOPS,
+    "gru": LOOPS,
+    "mixed": LOOPS,
+    "several": {"tflite_int16x8": "does not take inputs of whole numbers"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", [format for format in FORMATS if format not in PLAIN])
+@pytest.mark.parametrize("name", [name for name in STUDENTS if name not in FULL])
+def test_every_student_in_every_format(name, format, tmp_path):
+    data = STUDENTS[name][1]
+    words = REFUSED.get(name, {}).get(format)
+    kinds = {"verification_data": data, **_calibrated(data)}
+    if words is None:
+        made = export.export_student(_student(name), tmp_path, [format], **kinds)
+        assert made[format].path.exists()
+        return
+    with pytest.raises(ValueError, match=words):
+        export.export_student(_student(name), tmp_path, [format], **kinds)
+    assert list(tmp_path.iterdir()) == []
