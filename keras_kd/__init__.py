@@ -36,7 +36,7 @@ _HOMES = {
     "ReplayableAugmentation": "keras_kd.augmentation",
     "export_student": "keras_kd.export",
 }
-_ROOMS = ("augmentation", "callbacks", "data", "losses", "metrics", "teaching")
+_ROOMS = ("augmentation", "callbacks", "compress", "data", "losses", "metrics", "teaching")
 
 __all__ = [
     "Distiller",
@@ -52,6 +52,7 @@ __all__ = [
     "augmentation",
     "callbacks",
     "compare",
+    "compress",
     "data",
     "export_student",
     "load_distiller",
@@ -62,7 +63,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from keras_kd import augmentation, callbacks, data, losses, metrics, teaching
+    from keras_kd import augmentation, callbacks, compress, data, losses, metrics, teaching
     from keras_kd.augmentation import ReplayableAugmentation
     from keras_kd.distiller import Distiller
     from keras_kd.evaluation import compare

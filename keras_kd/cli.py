@@ -17,7 +17,14 @@ import cyclopts
 from cyclopts import Parameter
 
 from keras_kd import __version__, checks, recipes
-from keras_kd.command_line import benchmarking, catalogue, console, inspecting, soft_targets
+from keras_kd.command_line import (
+    benchmarking,
+    catalogue,
+    compressing,
+    console,
+    inspecting,
+    soft_targets,
+)
 from keras_kd.command_line.options import (
     NO_CHANGES,
     PLACE,
@@ -42,6 +49,7 @@ app = cyclopts.App(
 )
 app.meta.suppress_keyboard_interrupt = False
 app.command(soft_targets.app)
+app.command(compressing.compress)
 app.command(inspecting.inspect)
 app.command(benchmarking.benchmark)
 
@@ -108,7 +116,7 @@ def run(
         name=place.name,
         data_dir=place.data_dir,
         progress=console.for_stream(),
-        command=_command(),
+        command=console.command(),
     )
     _finish(path)
 
@@ -146,7 +154,7 @@ def distill(
         name=place.name,
         data_dir=place.data_dir,
         progress=console.for_stream(),
-        command=_command(),
+        command=console.command(),
     )
     _finish(path)
 
@@ -324,11 +332,6 @@ def _finish(path: Path) -> None:
 def _commands() -> list[list[str]]:
     """Return the names of the commands, each as the first word of a command line."""
     return [[name] for name in app if not name.startswith("-")]
-
-
-def _command() -> list[str]:
-    """Return the command line as the person gave it."""
-    return ["keras-kd", *sys.argv[1:]]
 
 
 def _named_source(text: str) -> tuple[str, str]:

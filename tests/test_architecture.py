@@ -49,6 +49,7 @@ FLOORS = (
     ("recipes",),
     ("running",),
     ("run",),
+    ("edge",),
     ("command_line",),
     ("cli",),
 )

@@ -162,12 +162,9 @@ def print_results(record: Mapping[str, Any], path: Path, stream: TextIO | None =
         path: the run's folder.
         stream: where to print; None: standard output.
     """
-    from rich.console import Console
-
     rows = {"teacher": {k: {"mean": v} for k, v in record["teacher"]["test"].items()}}
     rows |= {arm: found["test"] for arm, found in record["students"].items()}
-    screen = Console(file=stream)
-    out = Console(file=stream, width=None if screen.is_terminal else 140)
+    out = screen(stream)
     out.print(results_table(rows))
     seeds = len(record["seeds"])
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
@@ -183,6 +180,19 @@ def print_results(record: Mapping[str, Any], path: Path, stream: TextIO | None =
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def screen(stream: TextIO | None = None, width: int = 140) -> Console:
+    """Open a terminal as wide as it is, and anything else so wide that tables stay whole."""
+    from rich.console import Console
+
+    found = Console(file=stream)
+    return found if found.is_terminal else Console(file=stream, width=width)
+
+
+def command() -> list[str]:
+    """Return the command line as the person gave it."""
+    return ["keras-kd", *sys.argv[1:]]
+
+
 def print_losses(rows: Sequence[LossRow], stream: TextIO | None = None) -> None:
     """Print every loss with its paper, what it needs, its parameters and its trained parts.
 
@@ -191,7 +201,6 @@ def print_losses(rows: Sequence[LossRow], stream: TextIO | None = None) -> None:
         stream: where to print; None: standard output.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -199,10 +208,7 @@ def print_losses(rows: Sequence[LossRow], stream: TextIO | None = None) -> None:
         table.add_column(title, no_wrap=title == "loss", overflow="fold")
     for row in rows:
         table.add_row(row.loss, row.paper, row.needs, row.parameters, row.trains)
-    screen = Console(file=stream)
-    Console(file=stream, width=None if screen.is_terminal else 200).print(
-        table, markup=False, highlight=False
-    )
+    screen(stream, 200).print(table, markup=False, highlight=False)
 
 
 def about_file(made: Mapping[str, Any]) -> str:

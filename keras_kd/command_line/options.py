@@ -134,6 +134,49 @@ class Distillation:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Squeezed:
+    """How a student is made smaller."""
+
+    keep: float = 0.5
+    """Share of the channels that stay when it is pruned; 1: nothing is pruned."""
+
+    importance: Literal["taylor", "magnitude", "batchnorm"] = "taylor"
+    """What decides which channels stay."""
+
+    quantise: bool = True
+    """Learn with quantised weights and activations in the last stage, for the integer files."""
+
+    weight_bits: Literal[8, 4] = 8
+    """Bits of a weight in that stage."""
+
+    prune_epochs: int | None = None
+    """Passes over the data after pruning. Default: as many as the student's."""
+
+    quantise_epochs: int | None = None
+    """Passes of the quantised stage. Default: a third of the student's."""
+
+    formats: Annotated[tuple[str, ...] | None, Several] = None
+    """Names from `keras-kd list exports`. Default: all that need no other package."""
+
+    def given(self) -> dict[str, Any]:
+        """Return what the stages are told."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OwnStudent:
+    """A person's own trained student, to be made smaller; without one, a recipe's is distilled."""
+
+    student: str | None = None
+    """The trained student: FILE.keras, or module:function; --data names its data."""
+
+    teacher: str | None = None
+    """Who teaches the smaller ones: FILE.keras, or module:function. Default: the student itself."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Storing:
     """What a store of soft targets is built from, and what it keeps."""
 
@@ -185,3 +228,5 @@ class Storing:
 
 PLACE = Place()
 NO_CHANGES = Changes()
+NO_STUDENT = OwnStudent()
+SQUEEZED = Squeezed()

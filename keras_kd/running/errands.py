@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ BATCH = 256
 
 FORMATS = ("saved_model", "tflite")
 """What a run exports."""
+
+INTEGER = ("tflite_int8", "tflite_uint8")
+"""The formats that a quantised student is made for."""
 
 
 def evaluate(
@@ -121,4 +124,60 @@ def ship(
         else:
             path = Path(made.path).relative_to(folder)
             exports[form] = {"path": path, "certificate": made.certificate}
+    return exports
+
+
+def certify(
+    models: Mapping[str, keras.Model],
+    dataset: Dataset,
+    folder: Path,
+    progress: Progress,
+    *,
+    formats: Sequence[str],
+    measures: Callable[[], list[keras.metrics.Metric]],
+    teacher: Mapping[str, float],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Export each format from the model that was made for it; one refused costs no other.
+
+    Integer formats come from the model "quantised", where there is one, and carry the ranges that
+    it learned; the others come from the last model before it.
+
+    Args:
+        models: stage -> model, in the order in which they were made.
+        dataset: calibrates with its training split and verifies on its test split.
+        folder: where the files go.
+        progress: hears of each format.
+        formats: names of export formats.
+        measures: makes the metrics that the task is judged by, beside accuracy.
+        teacher: what the teacher reached, by metric.
+        about: provenance to write into each file.
+
+    Returns:
+        format -> {"path", "stage", "certificate"}, or {"refused": the words, "stage"}.
+    """
+    from keras_kd.export import export_student
+
+    whole = [stage for stage in models if stage != "quantised"][-1]
+    exports: dict[str, Any] = {}
+    for form in formats:
+        stage = "quantised" if form in INTEGER and "quantised" in models else whole
+        progress.say(f"Exporting {form} …")
+        try:
+            made = export_student(
+                models[stage],
+                folder,
+                formats=[form],
+                representative_data=dataset.train.batches(BATCH),
+                verification_data=dataset.test.batches(BATCH),
+                metrics=measures() or None,
+                teacher=teacher,
+                provenance={**about, "stage": stage},
+            )[form]
+        except (ValueError, TypeError, RuntimeError) as error:
+            exports[form] = {"stage": stage, "refused": str(error)}
+            progress.say(f"There is no {form} file: {error}")
+        else:
+            path = Path(made.path).relative_to(folder)
+            exports[form] = {"stage": stage, "path": path, "certificate": made.certificate}
     return exports
