@@ -65,8 +65,8 @@ class Calibration:
                 f"no more than there are: calibration_examples={max(1, self.count)}.",
             )
         self.warning = None
-        said = [] if self.count >= ENOUGH else [f"calibrated with {self.count} examples; {TRIAL}"]
-        said += [_lost(name, *self.narrow(name)) for name in self.examples[0]]
+        few = None if self.count >= ENOUGH else f"calibrated with {self.count} examples; {TRIAL}"
+        said = [few, *(_lost(name, *self.narrow(name)) for name in self.examples[0])]
         self.warning = "; ".join(filter(None, said)) or None
 
     def narrow(self, name: str) -> tuple[int, int]:

@@ -89,6 +89,27 @@ def test_a_job_that_hangs_is_ended_and_the_next_gets_a_new_child():
         converter.convert(_job("fine"))
 
 
+def test_what_a_conversion_prints_is_no_answer():
+    code = (
+        "from keras_kd.litert import converting\n"
+        "def convert(job):\n"
+        "    print('noise', flush=True)\n"
+        "    if job.model == 'fail':\n"
+        "        raise RuntimeError('no such kernel')\n"
+        "    if job.model == 'crash':\n"
+        "        raise KeyError('not foreseen')\n"
+        "converting._convert = convert\n"
+        "converting.serve()"
+    )
+    with Converter(limit=20, command=[sys.executable, "-c", code]) as converter:
+        converter.convert(_job("fine"))
+        with pytest.raises(ValueError, match=r"'fail': RuntimeError: no such kernel\n"):
+            converter.convert(_job("fail"))
+        converter.convert(_job("fine"))
+        with pytest.raises(ValueError, match=r"(?s)crashed.*status 1; it said.*not foreseen"):
+            converter.convert(_job("crash"))
+
+
 def test_a_command_that_is_no_converter_is_a_crash():
     converter = Converter(command=[sys.executable, "-c", "raise SystemExit(9)"])
     with converter, pytest.raises(ValueError, match=r"(?s)crashed.*status 9"):
