@@ -170,14 +170,14 @@ def export(
     data_dir: Path | None = None,
     import_: Imports = (),
 ) -> None:
-    """Export a model and verify each file against it on the data's test split.
+    """Export a model; calibrate on the data's training split, verify each file on its test split.
 
     Parameters
     ----------
     model
         FILE.keras or module:function.
     data
-        The data set to verify on: npz:FILE, tfds:NAME, idx:FOLDER, or a name from
+        The data set: npz:FILE, tfds:NAME, idx:FOLDER, or a name from
         `keras-kd list data`.
     out
         Folder for the files.
@@ -188,6 +188,7 @@ def export(
     import_
         A module to import first, which registers custom classes with Keras. Repeatable.
     """
+    from keras_kd.export import certificates
     from keras_kd.running import errands
 
     for form in formats:
@@ -200,6 +201,7 @@ def export(
     artifacts = errands.export(model, data, out, formats=formats, data_dir=data_dir)
     for form, artifact in artifacts.items():
         print(f"{form}: {artifact.path}")
+    print(certificates.table(artifacts))
 
 
 @app.command

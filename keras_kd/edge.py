@@ -139,7 +139,7 @@ def compress_student(
 
     started, progress = records.now(), progress or Progress()
     squeeze = squeeze or Squeeze()
-    numbers = {
+    numbers: dict[str, Any] = {
         "seeds": (0,),
         "epochs": epochs,
         "batch_size": batch_size,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from keras_kd.command_line.console import silent_stderr
+from keras_kd.litert import converting
 
 with silent_stderr():  # the two test processes would each print TensorFlow's banner
     import keras
@@ -25,6 +26,13 @@ tf.config.set_logical_device_configuration(
 )
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_converter():
+    """Hold one converter for all tests: its child, if any of them starts it, loads once."""
+    with converting.converter():
+        yield
 
 
 @pytest.fixture(autouse=True)

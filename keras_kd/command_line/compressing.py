@@ -76,7 +76,7 @@ def compress(
     console.quiet()
     for module in import_:
         user_models.import_module(module)
-    words = {
+    words: dict[str, Any] = {
         "out": place.out,
         "name": place.name,
         "data_dir": place.data_dir,

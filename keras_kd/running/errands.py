@@ -67,7 +67,7 @@ def export(
     formats: Sequence[str] = FORMATS,
     data_dir: str | Path | None = None,
 ) -> Mapping[str, Artifact]:
-    """Export a model and verify each file on a data set's test split.
+    """Export a model, calibrated on a data set's training split and verified on its test split.
 
     Args:
         model: `FILE.keras` or `module:function`.
@@ -88,8 +88,14 @@ def export(
     dataset = lessons.load_data(data, data_dir, 0.1)
     loaded = user_models.load_model("model", model)
     lessons.check(loaded, "model", dataset)
-    test = dataset.test.batches(BATCH)
-    return export_student(loaded, folder, formats=formats, verification_data=test)
+    return export_student(
+        loaded,
+        folder,
+        formats=formats,
+        representative_data=dataset.train.batches(BATCH),
+        verification_data=dataset.test.batches(BATCH),
+        provenance={"data": dataset.fingerprint},
+    )
 
 
 def ship(
@@ -156,28 +162,44 @@ def certify(
     Returns:
         format -> {"path", "stage", "certificate"}, or {"refused": the words, "stage"}.
     """
+    from keras_kd.litert import converting
+
+    with converting.converter():  # its child loads TensorFlow once for all formats
+        return {
+            form: _certified(form, models, dataset, folder, progress, measures(), teacher, about)
+            for form in formats
+        }
+
+
+def _certified(
+    form: str,
+    models: Mapping[str, keras.Model],
+    dataset: Dataset,
+    folder: Path,
+    progress: Progress,
+    metrics: list[keras.metrics.Metric],
+    teacher: Mapping[str, float],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Export one format, or say why there is no such file."""
     from keras_kd.export import export_student
 
     whole = [stage for stage in models if stage != "quantised"][-1]
-    exports: dict[str, Any] = {}
-    for form in formats:
-        stage = "quantised" if form in INTEGER and "quantised" in models else whole
-        progress.say(f"Exporting {form} …")
-        try:
-            made = export_student(
-                models[stage],
-                folder,
-                formats=[form],
-                representative_data=dataset.train.batches(BATCH),
-                verification_data=dataset.test.batches(BATCH),
-                metrics=measures() or None,
-                teacher=teacher,
-                provenance={**about, "stage": stage},
-            )[form]
-        except (ValueError, TypeError, RuntimeError) as error:
-            exports[form] = {"stage": stage, "refused": str(error)}
-            progress.say(f"There is no {form} file: {error}")
-        else:
-            path = Path(made.path).relative_to(folder)
-            exports[form] = {"stage": stage, "path": path, "certificate": made.certificate}
-    return exports
+    stage = "quantised" if form in INTEGER and "quantised" in models else whole
+    progress.say(f"Exporting {form} …")
+    try:
+        made = export_student(
+            models[stage],
+            folder,
+            formats=[form],
+            representative_data=dataset.train.batches(BATCH),
+            verification_data=dataset.test.batches(BATCH),
+            metrics=metrics or None,
+            teacher=teacher,
+            provenance={**about, "stage": stage},
+        )[form]
+    except (ValueError, TypeError, RuntimeError) as error:
+        progress.say(f"There is no {form} file: {error}")
+        return {"stage": stage, "refused": str(error)}
+    path = Path(made.path).relative_to(folder)
+    return {"stage": stage, "path": path, "certificate": made.certificate}
