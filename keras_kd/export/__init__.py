@@ -133,8 +133,8 @@ def export_student(
             the certificate says how much of its task metric the file keeps.
         metrics: `keras.metrics` objects for a task that is not accuracy, the deciding one first:
             `accuracy_drop` bounds that one. They see the labels and the answers of the file as
-            Keras would show them. Default `None`: accuracy, binary accuracy or mean absolute
-            error of every output, as its labels make possible.
+            Keras would show them, and are reset before and after. Default `None`: accuracy, binary
+            accuracy or mean absolute error of every output, as its labels make possible.
         outputs: "logits", "probabilities" or "sigmoid" out of the file, or a dict of output name
             to one of these. Default `None`: as the student gives them.
         scaling: (scale, offset) where the file takes raw values and the student sees

@@ -83,21 +83,23 @@ class Subject:
             bounds: What it must keep.
             asked: The bounds that the caller named.
         """
+        needed = target.needs_calibration(self._student)
+        calibration = self._calibration if needed else None
         judge = judging.Judge(
             bounds,
             what=f"The {target.format} file",
             format=target.format,
             quantised=target.quantised,
             asked=asked,
+            hint=None if calibration is None else calibration.warning,
         )
         with tempfile.TemporaryDirectory(prefix=".export-", dir=final.parent) as scratch:
             new = Path(scratch) / final.name
-            needed = target.needs_calibration(self._student)
-            target.write(self._student, new, self._calibration if needed else None)
+            target.write(self._student, new, calibration)
             opened = target.open(new)
             contents = self._contents(new)
             judge.contents(placing.size_of(new), contents["audit"], contents["arena_bytes"])
-            seen, calibration, report = self._verify(target, opened)
+            seen, covered, report = self._verify(target, opened)
             judge.answers(report, first_alone=bool(self._metrics))
             facts = self._facts(target, report, seen)
             if new.suffix == ".tflite":
@@ -116,7 +118,7 @@ class Subject:
                 "outputs": opened.outputs,
                 "ops": opened.ops,
                 "audit": contents["audit"],
-                "calibration": calibration,
+                "calibration": covered,
                 "bounds": bounds.stated(),
                 "verified": report,
                 "arena_bytes": contents["arena_bytes"],

@@ -45,6 +45,7 @@ class Judge:
         quantised: Whether it computes in whole numbers.
         asked: The bounds that the caller named: where nothing was measured for one of them, that
             is an error, not a pass.
+        hint: What is known to be wrong already, to be said first.
         fix: What to do, in the place of what usually helps.
     """
 
@@ -56,10 +57,13 @@ class Judge:
         format: str | None = None,
         quantised: bool = False,
         asked: Collection[str] = (),
+        hint: str | None = None,
         fix: str | None = None,
     ) -> None:
+        """Keep what the file is held against."""
         self._bounds, self._what, self._format = bounds, what, format
         self._quantised, self._asked, self._fix = quantised, asked, fix
+        self._hint = "" if hint is None else f"{hint}; "
 
     def contents(self, size: int, audit: Mapping[str, Any] | None, arena: int | None) -> None:
         """Judge what the file is, before it is run.
@@ -156,7 +160,8 @@ class Judge:
             raise self._refusal(name, given, expected, value)
 
     def _refusal(self, name: str, given: str, expected: str, value: float) -> ValueError:
-        helps = _HELPS.get(name, _QUANTISED if self._quantised else _FLOAT)
+        usual = _QUANTISED if self._quantised else _FLOAT
+        helps = _HELPS.get(name, self._hint + usual)
         fix = self._fix or (
             f"{helps}; to keep the file as it is: "
             f"bounds={{{self._format!r}: {{{name!r}: {_generous(name, value)}}}}}."

@@ -19,8 +19,9 @@ class Metrics:
     """Metrics of the caller, fed with the answers of the file and of the Keras model.
 
     Args:
-        given: `keras.metrics.Metric` objects; they are copied, not touched. Each sees the labels
-            and the answers as Keras would show them: in the structure of the model's outputs.
+        given: `keras.metrics.Metric` objects. Each sees the labels and the answers as Keras would
+            show them: in the structure of the model's outputs. All batches are kept until
+            `results`, which resets the metrics before and after.
         student: Whose outputs they are.
         x: One batch of inputs, to see that structure.
 
@@ -30,36 +31,46 @@ class Metrics:
     """
 
     def __init__(self, given: Sequence[keras.metrics.Metric] | None, student: Any, x: Any) -> None:
-        """Copy the metrics, one for the file and one for the Keras model."""
-        self._file, self._keras = _copies(given), _copies(given)
+        """Look at the structure that the metrics will see."""
+        self._metrics = _checked(given)
         self._names = student.output_names
+        self._batches: list[tuple[Any, Any, Any, Any]] = []
         self._structure = None
-        if self._file:
+        if self._metrics:
             first = {name: value[:1] for name, value in student.flatten(x).items()}
             self._structure = student.call(first)
 
     def add(self, inputs: Arrays, file: Arrays, keras: Arrays, y: Any, weight: Any) -> None:
-        """Count one batch."""
-        if y is None:
-            return
-        for metrics, answers in ((self._file, file), (self._keras, keras)):
-            values = iter([answers[name] for name in self._names])
-            outputs = _packed(self._structure, values) if metrics else None
-            for metric in metrics:
-                metric.update_state(_labels(y, outputs), outputs, sample_weight=weight)
+        """Take in one batch."""
+        if y is not None and self._metrics:
+            ours, theirs = (
+                _packed(self._structure, iter([answers[name] for name in self._names]))
+                for answers in (file, keras)
+            )
+            self._batches.append((_labels(y, ours), ours, theirs, weight))
 
     def results(self) -> list[dict[str, Any]]:
         """Return {"name", "better", "file", "keras"} for each metric."""
-        pairs = zip(self._file, self._keras, strict=True)
+        if not self._batches:
+            return []
         return [
             {
-                "name": file.name,
-                "better": _better(file),
-                "file": float(file.result()),
-                "keras": float(keras.result()),
+                "name": metric.name,
+                "better": _better(metric),
+                "file": self._result(metric, 1),
+                "keras": self._result(metric, 2),
             }
-            for file, keras in pairs
+            for metric in self._metrics
         ]
+
+    def _result(self, metric: keras.metrics.Metric, place: int) -> float:
+        """Show a metric the answers that stand in one place of every batch."""
+        metric.reset_state()
+        for batch in self._batches:
+            metric.update_state(batch[0], batch[place], sample_weight=batch[3])
+        value = float(metric.result())
+        metric.reset_state()
+        return value
 
 
 class TeacherView:
@@ -179,7 +190,7 @@ def fingerprint(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _copies(given: Sequence[keras.metrics.Metric] | None) -> list[keras.metrics.Metric]:
+def _checked(given: Sequence[keras.metrics.Metric] | None) -> list[keras.metrics.Metric]:
     metrics = [] if given is None else given
     if not isinstance(metrics, list | tuple) or not all(
         isinstance(metric, keras.metrics.Metric) for metric in metrics
@@ -199,7 +210,7 @@ def _copies(given: Sequence[keras.metrics.Metric] | None) -> list[keras.metrics.
             expected="a name of its own for each",
             fix='give them names: keras.metrics.Mean(name="...").',
         )
-    return [type(metric).from_config(metric.get_config()) for metric in metrics]
+    return list(metrics)
 
 
 def _better(metric: keras.metrics.Metric) -> str | None:

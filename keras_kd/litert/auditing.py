@@ -142,12 +142,7 @@ def _constants(file: files.File) -> tuple[dict[str, int], int]:
 
 def _islands(file: files.File, layers: Collection[str]) -> Iterator[Island]:
     """Group the float operators of each graph that hand tensors on to each other."""
-    quantised = any(
-        tensor.is_quantised and not tensor.constant
-        for graph in file.graphs
-        for tensor in graph.tensors
-    )
-    if not quantised:  # float throughout, with or without weights of whole numbers
+    if not _computes_in_whole_numbers(file):
         return
     for graph in file.graphs:
         groups: list[tuple[set[int], list[files.Operator]]] = []
@@ -165,6 +160,24 @@ def _islands(file: files.File, layers: Collection[str]) -> Iterator[Island]:
             yield Island(
                 tuple(name for name in found if name), tuple(member.name for member in members)
             )
+
+
+def _computes_in_whole_numbers(file: files.File) -> bool:
+    """Say whether the ends of a file, or an operator's both sides, are quantised.
+
+    Weights of whole numbers that are unpacked to float, and rows looked up in a table of such, are
+    no computing: those files are float throughout.
+    """
+
+    def some(graph: files.Graph, numbers: tuple[int, ...]) -> bool:
+        tensors = [graph.tensors[number] for number in numbers if number >= 0]
+        return any(tensor.is_quantised and not tensor.constant for tensor in tensors)
+
+    ends = any(some(graph, (*graph.inputs, *graph.outputs)) for graph in file.graphs[:1])
+    return ends or any(
+        some(graph, operator.inputs) and some(graph, operator.outputs)
+        for graph, operator in file.operators()
+    )
 
 
 def _computed_floats(graph: files.Graph, operator: files.Operator) -> set[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -354,3 +356,20 @@ def test_policies_that_stand_in_the_code_of_a_model_are_replaced(tmp_path):
 def test_certificates_are_json_with_finite_numbers(exported):
     for artifact in exported.values():
         json.dumps(artifact.certificate, allow_nan=False)
+
+
+def test_the_docstring_tells_the_default_bounds_of_every_format():
+    text = export.export_student.__doc__.split("and why):")[1].split("Args:")[0]
+    lines = text.replace("\n" + " " * 36, " ").strip().splitlines()
+    rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines]
+    for format, module in export.TARGETS.items():
+        bounds = importlib.import_module(module).TARGET.bounds.stated()
+        (row,) = (told for formats, told in rows if format in formats.split(", "))
+        if format == "tflite_int16x8":
+            whole = importlib.import_module(export.TARGETS["tflite_int8"]).TARGET.bounds.stated()
+            assert "257 times as many steps" in row
+            assert bounds == whole | {"steps": 257 * whole["steps"]}
+            continue
+        told = row.replace("no float island", "float_islands 0").split(", ")
+        pairs = (part.split() for part in told)
+        assert {name: float(value) for name, value in pairs} == bounds

@@ -84,6 +84,8 @@ def test_what_usually_helps_is_said():
     ):
         with pytest.raises(ValueError, match=f"(?s)fix: .*{help}"):
             _judge(bounds)
+    with pytest.raises(ValueError, match=r"fix: +3 examples only; more calibration data"):
+        _judge({"steps": 1}, hint="3 examples only")
     with pytest.raises(ValueError, match="layers that compute differently there"):
         _judge({"agreement": 1.0}, quantised=False)
     with pytest.raises(ValueError, match=r"fix: +do this\.$"):

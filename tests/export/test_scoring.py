@@ -30,12 +30,13 @@ class Seen(keras.metrics.Metric):
         return 1.0
 
 
-def test_metrics_are_copied_and_count_file_and_keras_apart():
+def test_metrics_count_file_and_keras_apart_and_are_left_reset():
     mine = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     counted = scoring.Metrics([mine, keras.metrics.SparseCategoricalCrossentropy()], _student(), X)
     y = np.array([1, 1, 0, 0])
     keras_answers = np.eye(2)[[1, 1, 0, 0]]
     file = np.eye(2)[[1, 0, 1, 1]]
+    mine.update_state(y, file)
     counted.add({}, {"out": file}, {"out": keras_answers}, y, None)
     accuracy, error = counted.results()
     assert accuracy == {"name": "accuracy", "better": "higher", "file": 0.25, "keras": 1.0}
@@ -47,26 +48,31 @@ def test_metrics_are_copied_and_count_file_and_keras_apart():
 def test_metrics_see_labels_and_outputs_in_the_structure_of_the_model():
     Seen.shown = ()
     student = _student(lambda x: {"b": L.Identity(name="one")(x), "a": L.Identity(name="two")(x)})
-    counted = scoring.Metrics([Seen(name="seen")], student, X)
+    counted = scoring.Metrics([seen := Seen(name="seen")], student, X)
     answers = {"b": np.ones((4, 2)), "a": np.zeros((4, 2))}
     labels = {"a": np.zeros(4), "b": np.ones(4)}
     counted.add({}, answers, answers, labels, "weights")
+    (told,) = counted.results()
+    assert (told["name"], told["better"]) == (seen.name, None)
     y, outputs, weight = Seen.shown[0]
     assert list(outputs) == ["b", "a"]
     assert outputs["b"] is answers["b"]
     assert (y, weight) == (labels, "weights")
-    assert counted.results()[0]["better"] is None
 
 
 def test_lists_of_outputs_and_single_units_are_shown_as_in_fit():
     Seen.shown = ()
     listed = _student(lambda x: [L.Identity(name="one")(x), L.Identity(name="two")(x)])
     answers = {name: np.ones((4, 2)) for name in listed.output_names}
-    scoring.Metrics([Seen(name="seen")], listed, X).add({}, answers, answers, [1, 2], None)
+    counted = scoring.Metrics([Seen(name="seen")], listed, X)
+    counted.add({}, answers, answers, [1, 2], None)
+    counted.results()
     assert isinstance(Seen.shown[0][1], list)
     unit = _student(lambda x: L.Dense(1, name="unit")(x))
     one = {"unit": np.ones((4, 1))}
-    scoring.Metrics([Seen(name="seen")], unit, X).add({}, one, one, np.zeros(4), None)
+    counted = scoring.Metrics([Seen(name="seen")], unit, X)
+    counted.add({}, one, one, np.zeros(4), None)
+    counted.results()
     assert Seen.shown[-1][0].shape == (4, 1)
 
 
@@ -74,6 +80,7 @@ def test_without_labels_or_metrics_nothing_is_counted():
     Seen.shown = ()
     counted = scoring.Metrics([Seen(name="seen")], _student(), X)
     counted.add({}, {"out": X}, {"out": X}, None, None)
+    assert counted.results() == []
     assert Seen.shown == ()
     assert scoring.Metrics(None, _student(), X).results() == []
 

@@ -72,6 +72,33 @@ def test_weights_of_whole_numbers_alone_make_no_island_of_a_float_file(tmp_path)
     assert found.types == {"float32": 1}
 
 
+def test_rows_of_a_quantised_table_make_no_island_of_a_float_file(tmp_path):
+    maker = tflite_files.Maker()
+    ids, y = maker.tensor("ids", [1], "int32"), maker.tensor("y", [1, 4])
+    table = maker.tensor("t", [3, 4], "int8", tflite_files.WEIGHTS, scales=[1.0], zeros=[0])
+    row = maker.tensor("row", [1, 4], "int8", scales=[1.0], zeros=[0])
+    real = maker.tensor("real", [1, 4])
+    maker.operator("GATHER", [table, ids], [row])
+    maker.operator("DEQUANTIZE", [row], [real])
+    maker.operator("ELU", [real], [y])
+    assert audit(maker.write(tmp_path / "rows.tflite", {"ids": ids}, {"y": y})).islands == ()
+
+
+def test_float_between_float_ends_is_an_island_where_others_compute_in_whole_numbers(tmp_path):
+    maker = tflite_files.Maker()
+    x, end = maker.tensor("x", [1, 4]), maker.tensor("end", [1, 3])
+    inside = maker.tensor("in", [1, 4], "int8", scales=[1.0], zeros=[0])
+    w = maker.tensor("w", [3, 4], "int8", tflite_files.WEIGHTS, scales=[1.0], zeros=[0])
+    y = maker.tensor("out", [1, 3], "int8", scales=[1.0], zeros=[0])
+    real = maker.tensor("real", [1, 3])
+    maker.operator("QUANTIZE", [x], [inside])
+    maker.operator("FULLY_CONNECTED", [inside, w, -1], [y])
+    maker.operator("DEQUANTIZE", [y], [real])
+    maker.operator("ELU", [real], [end])
+    (island,) = audit(maker.write(tmp_path / "ends.tflite", {"x": x}, {"y": end})).islands
+    assert island.ops == ("ELU",)
+
+
 def test_a_buffer_that_tensors_share_counts_once_and_custom_operators_are_named(tmp_path):
     maker = tflite_files.Maker()
     x, y = maker.tensor("x", [1, 2]), maker.tensor("y", [1, 2])
