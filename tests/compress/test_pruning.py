@@ -102,11 +102,12 @@ def generator() -> keras.Model:
 
 
 def reordered() -> keras.Model:
-    """Two halves, the later one first, become two positions of one set of channels."""
+    """Two halves, in either order, become two positions of one set of channels."""
     inputs = keras.Input((5,))
-    a, b = (layers.Dense(6, activation="relu", name=name)(inputs) for name in "ab")
-    x = layers.Reshape((2, 6))(layers.Concatenate()([b, a]))
-    x = layers.Conv1D(4, 2, name="c")(x)
+    a, b, c, d = (layers.Dense(6, activation="relu", name=name)(inputs) for name in "abcd")
+    first = layers.Reshape((2, 6))(layers.Concatenate()([b, a]))
+    second = layers.Reshape((2, 6))(layers.Concatenate()([d, layers.ReLU()(c)]))
+    x = layers.Conv1D(4, 2, name="e")(layers.Concatenate()([first, second]))
     return model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
 
 
@@ -143,6 +144,14 @@ def nested() -> keras.Model:
     x = layers.Conv2D(4, 3, name="stem")(inputs)
     x = part(layers.ReLU()(part(x)))
     return model(inputs, layers.Dense(2, name="head")(tail(x)))
+
+
+def passed_on() -> keras.Model:
+    """A model without weights that is called on two tensors has one width."""
+    inner = keras.Sequential([keras.Input((6,)), layers.ReLU()], name="inner")
+    inputs = keras.Input((4,))
+    parts = [inner(layers.Dense(6, name=name)(inputs)) for name in "ab"]
+    return model(inputs, layers.Dense(2, name="head")(layers.Concatenate()(parts)))
 
 
 def sequential() -> keras.Model:
@@ -246,7 +255,7 @@ CASES = {
             "head": ["after"],
         },
     ),
-    "reshape": (reordered, {"c": ["a"], "head": ["c"]}),
+    "reshape": (reordered, {"e": ["a", "c"], "head": ["e"]}),
     "shared": (shared, {"twice": ["a"], "head": ["twice", "twice"]}),
     "nested": (
         nested,
@@ -257,6 +266,7 @@ CASES = {
             "head": ["tail/dense"],
         },
     ),
+    "passed on": (passed_on, {"head": ["a", "b"]}),
     "sequential": (sequential, {"up": ["conv"], "dense": (["up"], 8), "head": ["dense"]}),
     "open axes": (open_axes, {"rows": ["conv"], "head": ["rows"]}),
     "operations": (arithmetic, {"head": ["a", "c"]}),
@@ -276,7 +286,8 @@ CASES = {
 TIED = {
     "residual": [["stem", "around", *(f"branch{n}" for n in range(6))]],
     "squeeze and excite": [["conv", "excite", "after"]],
-    "reshape": [["a", "b"]],
+    "reshape": [["a", "b"], ["c", "d"]],
+    "passed on": [["a", "b"]],
     "shared": [["a", "b"]],
     "nested": [["stem", "part/inner_out"]],
     "operations": [["a", "b"]],
@@ -350,17 +361,19 @@ def test_what_cannot_be_followed_keeps_its_channels(name) -> None:
     assert words in report.whole["made"]
 
 
-def test_a_layer_that_is_once_not_followed_is_never_cut() -> None:
-    """Called on a tensor that is kept and on one that is not, in either order."""
-    for order in (1, -1):
-        inputs = keras.Input((6,))
-        a = layers.Dense(4, name="a")(inputs)
-        b = layers.Softmax()(layers.Dense(4, name="b")(inputs))
-        both = layers.PReLU(name="both")
-        x = layers.Concatenate()([both(part) for part in (a, b)[::order]])
-        before = keras.Model(inputs, layers.Dense(2)(layers.Dense(4, name="c")(x)))
-        after = prune_channels(before, keep=0.5, importance="magnitude")
-        assert [after.get_layer(name).units for name in "abc"] == [4, 4, 2]
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_layer_that_is_once_not_followed_is_never_cut(order) -> None:
+    inputs, mask = keras.Input((6, 3)), keras.Input((6,), dtype="bool")
+    a, b = (layers.Dense(4, name=name)(inputs) for name in "ab")
+    both = layers.BatchNormalization(name="both")
+    calls = [lambda: both(a), lambda: both(b, mask=mask)][::order]
+    x = layers.Concatenate()([call() for call in calls])
+    x = layers.Dense(2)(layers.Dense(4, name="c")(x))
+    before = keras.Model([inputs, mask], x)
+    after = prune_channels(before, keep=0.5, importance="magnitude")
+    assert [after.get_layer(name).units for name in "abc"] == [4, 4, 2]
+    report = pruning_report(before, after)
+    assert "'both' (BatchNormalization) is not followed" in report.whole["a"]
 
 
 def test_flags_of_nested_layers_stay() -> None:

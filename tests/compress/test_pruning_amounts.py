@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_kd as kd
-from keras_kd.compress import choosing, costs, tracing
+from keras_kd.compress import choosing, costs, planning, tracing
 from keras_kd.compress.pruning import prune_channels, prune_iteratively
 from keras_kd.compress.pruning_report import pruning_report
 from tests.compress.masking import randomise
@@ -411,3 +411,29 @@ def test_scores_that_say_nothing_between_groups_take_the_same_share_of_each() ->
             assert abs(count - keep * len(group.units)) <= 1
             best = np.argsort(-scores[group.units])[:count]
             assert kept[group.units[best]].all()
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "batchnorm"])
+def test_filters_and_scales_are_not_compared_between_groups(kind) -> None:
+    """A group whose filters and scales are a hundred times as large loses the same share."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="norm1")(layers.Conv2D(20, 3, name="one")(inputs))
+    x = layers.BatchNormalization(name="norm2")(layers.Conv2D(30, 3, name="two")(x))
+    x = layers.Conv2D(2, 1, name="head")(x)
+    model = randomise(keras.Model(inputs, x))
+    for name in ("one", "norm1"):
+        layer = model.get_layer(name)
+        layer.set_weights([100 * weight for weight in layer.get_weights()])
+    after = prune_channels(model, macs=0.25, importance=kind)
+    shares = after.get_layer("one").filters / 20, after.get_layer("two").filters / 30
+    assert abs(shares[0] - shares[1]) <= 1 / 20 + 1 / 30
+
+
+def test_a_compiled_loss_is_the_default() -> None:
+    model = network()
+    worth = planning.Worth("taylor", (np.zeros((2, 8, 8, 3)), np.zeros(2)), None, 2, 2)
+    assert planning.Plan(model, worth, 1).loss is None
+    model.compile(loss="mse")
+    assert planning.Plan(model, worth, 1).loss == "mse"
+    given = planning.Worth("taylor", worth.data, LOGITS, 2, 2)
+    assert planning.Plan(model, given, 1).loss is LOGITS
