@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from keras_kd.compress.pruning import prune_channels, prune_iteratively
-from keras_kd.compress.pruning_report import PruningReport, pruning_report
+from keras_kd.compress.pruning.pruning import prune_channels, prune_iteratively
+from keras_kd.compress.pruning.report import PruningReport, pruning_report
 from keras_kd.compress.quantization import FreezeRanges, float_student, quantization_aware
 
 __all__ = [

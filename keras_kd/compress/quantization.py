@@ -48,7 +48,10 @@ def quantization_aware(
     convolution and one for all weights of a `Dense`. Activations are rounded where the file keeps
     them: behind an operation with its BatchNormalization (folded into its weights) and its ReLU;
     `Concatenate` gives its inputs one range, pooling and reshaping keep theirs, sigmoid, tanh and
-    softmax have the range that their kernels prescribe.
+    softmax have the range that their kernels prescribe. Biases are rounded as the file's are.
+
+    An int8 file differs from the model by one output step here and there. LiteRT's kernels for
+    4-bit weights round twice, so such a file is off by several steps where the network is deep.
 
     Args:
         student: a built Functional or Sequential `keras.Model`; it is not changed. Nested models
@@ -65,8 +68,9 @@ def quantization_aware(
             batches of 32.
         warm_up_steps: training steps in which activations are only watched and not rounded.
             Defaults to 0 with `data`, and 100 without.
-        freeze_after: training steps after which ranges and BatchNorm statistics stand still, for
-            the last part of the training. `None`: see `FreezeRanges` for whole epochs.
+        freeze_after: training steps after which ranges (and the BatchNorm statistics of
+            `batch_statistics`) stand still, for the last part of the training. `None`: never, but
+            for `FreezeRanges`, which counts epochs.
         momentum: of the moving average of the ranges.
         batch_statistics: whether BatchNormalizations normalise with the statistics of the batch
             until the freeze, as in Krishnamoorthi 2018. The default, the student's own statistics
@@ -77,13 +81,16 @@ def quantization_aware(
     Returns:
         A trainable Functional `keras.Model` of the student's name, with its weights. Its layers
         have the student's names, so that feature losses find them; a convolution whose
-        BatchNormalization is folded in gives what comes after that. `float_student` leads back.
+        BatchNormalization is folded in gives what comes after that, and a layer that gives an
+        output leaves its name to the rounded one ("logits") and is called "logits_raw".
+        `float_student` leads back.
 
     Raises:
         ValueError: "cannot be made quantisation-aware", naming the layers; "`weight_bits` must be
             8 or 4", "`activation_bits` must be 8", "There is no kind of ranges …", "There is no
-            layer with weights …" in `eight_bit_layers`, "There is no data to calibrate on"; what
-            is no model, not built or subclassed.
+            layer with weights …" in `eight_bit_layers`, "There is no data to calibrate on",
+            "`freeze_after` (or `warm_up_steps`, `calibration_batches`) must be a whole number",
+            "`momentum` must be between 0 and 1"; what is no model, not built or subclassed.
 
     Reference:
         Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (rounding in training, ranges); Choi et

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_kd.compress.pruning import prune_channels
+from keras_kd.compress.pruning.pruning import prune_channels
 
 READS = {  # the weight by which a layer reads, and its axis
     "Dense": ("kernel", 0),

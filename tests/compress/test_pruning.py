@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_kd.compress.pruning import prune_channels
-from keras_kd.compress.pruning_report import pruning_report
+from keras_kd.compress.pruning.pruning import prune_channels
+from keras_kd.compress.pruning.report import pruning_report
 from tests.compress.masking import check, find, left, randomise
 
 

@@ -11,9 +11,9 @@ import tensorflow as tf
 from keras import layers
 
 import keras_kd as kd
-from keras_kd.compress import choosing, costs, planning, tracing
-from keras_kd.compress.pruning import prune_channels, prune_iteratively
-from keras_kd.compress.pruning_report import pruning_report
+from keras_kd.compress.pruning import choosing, costs, planning, tracing
+from keras_kd.compress.pruning.pruning import prune_channels, prune_iteratively
+from keras_kd.compress.pruning.report import pruning_report
 from tests.compress.masking import randomise
 from tests.models import LOGITS, Subclassed
 

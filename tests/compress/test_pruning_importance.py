@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_kd.compress import importance, labelled, tracing
-from keras_kd.compress.pruning import prune_channels
+from keras_kd.compress.pruning import importance, labelled, tracing
+from keras_kd.compress.pruning.pruning import prune_channels
 from tests.compress.masking import left, randomise
 from tests.models import LOGITS
 

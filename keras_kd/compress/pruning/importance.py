@@ -11,8 +11,8 @@ import tensorflow as tf
 from keras import ops
 
 from keras_kd import checks
-from keras_kd.compress.channels import Channels, Slice
-from keras_kd.compress.labelled import batches, loss_for
+from keras_kd.compress.pruning.channels import Channels, Slice
+from keras_kd.compress.pruning.labelled import batches, loss_for
 
 
 def magnitude(channels: Channels) -> np.ndarray:

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from keras_kd import checks
-from keras_kd.compress import costs, networks, tracing
-from keras_kd.compress.channels import Channels, Member
+from keras_kd.compress import networks
+from keras_kd.compress.pruning import costs, tracing
+from keras_kd.compress.pruning.channels import Channels, Member
 
 
 @dataclasses.dataclass(frozen=True)

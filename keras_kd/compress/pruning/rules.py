@@ -14,9 +14,15 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from keras_kd.compress.channels import Labels, Slice, Term
-from keras_kd.compress.operations import ELEMENTWISE, OPERATIONS, concatenates, merges, passes
-from keras_kd.compress.views import Followed, Rule, View, positions, product, whole
+from keras_kd.compress.pruning.channels import Labels, Slice, Term
+from keras_kd.compress.pruning.operations import (
+    ELEMENTWISE,
+    OPERATIONS,
+    concatenates,
+    merges,
+    passes,
+)
+from keras_kd.compress.pruning.views import Followed, Rule, View, positions, product, whole
 
 
 def activates(view: View) -> Followed | str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress import networks, rules
-from keras_kd.compress.channels import Atoms, Channels, Labels, Member
-from keras_kd.compress.views import Followed, View, whole
+from keras_kd.compress import networks
+from keras_kd.compress.pruning import rules
+from keras_kd.compress.pruning.channels import Atoms, Channels, Labels, Member
+from keras_kd.compress.pruning.views import Followed, View, whole
 
 
 def trace(model: keras.Model) -> Channels:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras.src.ops import nn, numpy
 
-from keras_kd.compress.views import Followed, Rule, View
+from keras_kd.compress.pruning.views import Followed, Rule, View
 
 ELEMENTWISE = tuple(
     getattr(keras.activations, name)

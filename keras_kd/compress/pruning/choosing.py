@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_kd.compress.channels import Channels, Group
+from keras_kd.compress.pruning.channels import Channels, Group
 
 LEAST = 0.1  # of a group stays, whatever the budget
 TINY = 1e-30

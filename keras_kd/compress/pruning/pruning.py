@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_kd import checks
-from keras_kd.compress.planning import Amount, Plan, Worth
+from keras_kd.compress.pruning.planning import Amount, Plan, Worth
 
 
 def prune_channels(

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 
 from keras_kd import checks
-from keras_kd.compress import choosing, costs, importance, networks, rebuilding, tracing
-from keras_kd.compress.channels import Group
+from keras_kd.compress import networks
+from keras_kd.compress.pruning import choosing, costs, importance, rebuilding, tracing
+from keras_kd.compress.pruning.channels import Group
 
 IMPORTANCE = ("taylor", "magnitude", "batchnorm")
 

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.compress import networks
-from keras_kd.compress.channels import Channels, Member
+from keras_kd.compress.pruning.channels import Channels, Member
 
 
 def copied(model: keras.Model) -> keras.Model:

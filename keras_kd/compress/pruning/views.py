@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.compress.channels import WHOLE, Atoms, Labels, Slice, Term
+from keras_kd.compress.pruning.channels import WHOLE, Atoms, Labels, Slice, Term
 
 Shape = tuple[int | None, ...]
 

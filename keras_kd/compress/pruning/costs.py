@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from keras_kd import checks
-from keras_kd.compress.channels import Channels, Term
+from keras_kd.compress.pruning.channels import Channels, Term
 
 BYTES = 4  # of a parameter in float32
 
