@@ -7,6 +7,8 @@ import pathlib
 import re
 import runpy
 
+import pytest
+
 from keras_kd import losses, recipes
 from keras_kd.command_line import catalogue
 
@@ -20,6 +22,26 @@ def test_the_table_of_results_is_that_of_the_committed_runs() -> None:
     assert len(table.splitlines()) == 2 + len(recipes.names()), "a recipe's run.json is missing"
     for line in table.splitlines():
         assert line in README, "print the table again: scripts/reproduce/table"
+
+
+@pytest.mark.parametrize("kind", ["certificates", "edge"])
+def test_the_tables_of_files_are_those_of_the_committed_certificates(kind) -> None:
+    table = runpy.run_path(str(ROOT / "scripts" / "reproduce" / "table"))[kind]()
+    assert len(table.splitlines()) >= 2 + len(recipes.names())
+    for line in table.splitlines():
+        assert line in README, f"print the table again: scripts/reproduce/table --{kind}"
+
+
+def test_the_table_of_performance_is_that_of_the_committed_measurements() -> None:
+    lines = runpy.run_path(str(ROOT / "scripts" / "bench" / "table"))["table"]().splitlines()
+    assert len(lines) > 10, "measurements are missing: bash scripts/bench/all"
+    for line in lines:
+        assert line in README, "print the table again: scripts/bench/table"
+
+
+def test_the_script_that_needs_only_litert_is_the_one_that_is_tested() -> None:
+    script = (ROOT / "tests" / "export" / "only_litert.py").read_text(encoding="utf-8")
+    assert script.rstrip() in README
 
 
 def test_every_loss_and_recipe_is_named() -> None:

@@ -68,7 +68,9 @@ class CharLm(base.Recipe):
             nats = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
             return nats / math.log(2)
 
-        return [keras.metrics.MeanMetricWrapper(bits, name="bits_per_character")]
+        metric = keras.metrics.MeanMetricWrapper(bits, name="bits_per_character")
+        metric._direction = "down"  # as Keras marks its own metrics
+        return [metric]
 
 
 def _network(name: str, kind: str, embedded: int, units: int, dropout: float = 0.0) -> keras.Model:
