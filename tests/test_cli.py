@@ -113,7 +113,7 @@ def test_what_trains_nothing_loads_neither_tensorflow_nor_keras(words):
         ("recipes", "mnist1d"),
         ("data", "npz:FILE"),
         ("losses", "LogitsDistillation"),
-        ("exports", "tflite"),
+        ("exports", "saved_model"),
     ],
 )
 def test_list(capsys, what, name):

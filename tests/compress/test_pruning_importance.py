@@ -217,7 +217,7 @@ REFUSED = {
     "data": (None, 'importance="taylor" needs data'),
     "labels": ((np.zeros((4, 5)),), "Labels are needed"),
     "batches": (keras.utils.PyDataset, "There is no data"),
-    "finite": ((np.full((4, 5), np.nan), np.zeros(4)), "are not finite"),
+    "finite": ((np.ones((4, 5)), np.zeros(4), np.full(4, np.nan)), "are not finite"),
 }
 
 

@@ -197,6 +197,48 @@ def test_what_is_concatenated_shares_one_range() -> None:
     assert shared.sites == 2  # the stem and the gate; averages of the stem are inside it
 
 
+def test_scaled_inputs_have_their_zero_on_the_grid() -> None:
+    model = quantization_aware(residual(), data=batch(residual()))
+    rooms = {x.name: x.headroom for x in model.layers if isinstance(x, ActivationRange)}
+    assert rooms.pop("scale_range") == 128 / 127 and set(rooms.values()) == {1.0}
+
+
+def channel_ends(kernel: np.ndarray, axis: int | None) -> np.ndarray:
+    others = tuple(i for i in range(kernel.ndim) if axis is None or i != axis)
+    return np.abs(kernel).max(axis=others)
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"),
+    [
+        (KL.Dense(3), None),
+        (KL.Conv2D(3, 2), 3),
+        (KL.Conv1D(3, 2), 2),
+        (KL.DepthwiseConv2D(2), 2),
+        (KL.Conv2DTranspose(3, 2), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_sums_are_whole_numbers_of_the_steps_that_the_file_has(layer, axis, rng) -> None:
+    """Jacob et al. 2018, equation 7: sums of products, and the bias, in steps of both scales."""
+    inputs = keras.Input((5, 4) if isinstance(layer, KL.Conv1D) else (5, 5, 4))
+    student = shaken(keras.Model(inputs, type(layer).from_config(layer.get_config())(inputs)))
+    x = rng.uniform(-1, 1, (8, *inputs.shape[1:])).astype("float32")
+    model = quantization_aware(student, 4, data=x)
+    raw = next(found for found in model.layers if found.name.endswith("_raw"))
+    sums = np.asarray(keras.Model(model.inputs, raw.output)(x), "float64")
+    kernel = student.layers[-1].kernel.numpy()
+    step = (x.max() - x.min()) / 255 * channel_ends(kernel, axis) / 7
+    np.testing.assert_allclose(sums / step, np.round(sums / step), atol=5e-3)
+
+
+def test_a_normalisation_that_was_called_frozen_stays_frozen() -> None:
+    inputs = keras.Input(IMAGE)
+    x = KL.BatchNormalization(name="norm")(KL.Conv2D(3, 1, name="conv")(inputs), training=False)
+    model = quantization_aware(keras.Model(inputs, x), batch_statistics=True)
+    assert [v.path for v in model.trainable_variables] == ["conv/kernel", "conv/bias"]
+
+
 def test_sigmoids_that_stand_alone_have_the_grid_of_their_kernel() -> None:
     model = quantization_aware(sequence())
     ends = [(x.name, x.low, x.high) for x in model.layers if isinstance(x, FixedRange)]

@@ -198,6 +198,7 @@ def test_sites_share_the_range_that_spans_them(rng) -> None:
         layer(np.array([-3.0, 1.0], "float32"), site=1, training=True)
         layer(np.array([-99.0, 99.0], "float32"), site=None, training=True)
     assert ends_of(layer) == [-3.0, 2.0]
+    assert int(layer.steps) == 3  # a step of training is one step, however many sites
 
 
 def test_calibrating_watches_in_inference_and_passes_values_on(rng) -> None:
