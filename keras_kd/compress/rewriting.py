@@ -122,7 +122,11 @@ class _Rewriting:
             if maker is not None and self.network.is_fixed(source):
                 self.ranges[key] = FixedRange(*FIXED[maker.activation], name=name)
             else:
-                scaled = maker is not None and maker.rule == SCALING
+                scaled = (
+                    maker is not None
+                    and maker.rule == SCALING
+                    and not self.network.is_folded(maker)
+                )
                 self.ranges[key] = ActivationRange(
                     **self.settings,
                     sites=self.watched[key],

@@ -226,7 +226,7 @@ def test_sums_are_whole_numbers_of_the_steps_that_the_file_has(layer, axis, rng)
     x = rng.uniform(-1, 1, (8, *inputs.shape[1:])).astype("float32")
     model = quantization_aware(student, 4, data=x)
     raw = next(found for found in model.layers if found.name.endswith("_raw"))
-    sums = np.asarray(keras.Model(model.inputs, raw.output)(x), "float64")
+    sums = np.asarray(keras.Model(model.input, raw.output)(x), "float64")
     kernel = student.layers[-1].kernel.numpy()
     step = (x.max() - x.min()) / 255 * channel_ends(kernel, axis) / 7
     np.testing.assert_allclose(sums / step, np.round(sums / step), atol=5e-3)
