@@ -20,7 +20,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_kd.compress.quantizers import PACKAGE, Clock, rounded_bias
+from keras_kd.compress.quantizers import PACKAGE, Clock, Unchanged, rounded_bias
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -105,17 +105,5 @@ class FoldedNormalization(Clock, keras.layers.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class FoldedInto(keras.layers.Layer):
+class FoldedInto(Unchanged):
     """Stands where a BatchNormalization stood, under its name; the layer before it holds it."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"dtype": "float32", **kwargs})
-        self.supports_masking = True
-
-    def call(self, inputs: Any) -> Any:
-        """Return what comes in, which is normalised already."""
-        return inputs
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Return the shape of the input."""
-        return input_shape
