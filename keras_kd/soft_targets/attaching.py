@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.data.ops.map_op import _MapDataset  # with arguments that `map` lacks
 
 from keras_kd import checks, fingerprints
 from keras_kd.data.batching import is_batched
@@ -31,6 +32,15 @@ EVERY = 16
 
 BLOCK_BYTES = 4 * 2**20
 """How many bytes of rows are read at once, where they are read in order."""
+
+CHANGED = (
+    "The data has changed since the last pass over it. given: a batch with other examples than in "
+    "the pass before, which was in the order of the store; expected: the same examples in the same "
+    "order in each pass; fix: shuffle and augment after attach; where the order before it may "
+    "change, say so with tf.data.Options().deterministic = False, and every batch is looked up."
+)
+"""The words where the sample finds other examples than it expects, in the one line that TensorFlow
+leaves of them."""
 
 
 def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
@@ -130,7 +140,9 @@ def _joined(element: Any, found: Callable[..., list[tf.Tensor]], finder: Finder)
         tf.nest.pack_sequence_as(finder.specs, found(leaves)),
         finder.specs,
     )
-    store = tf.fill(tf.shape(leaves[0])[:1], tf.constant(finder.number, tf.int64))
+    count = leaves[0].shape[0]
+    count = tf.shape(leaves[0])[:1] if count is None else [count]
+    store = tf.fill(count, tf.constant(finder.number, tf.int64))
     return (SoftBatch(x, teacher | {"store": store}), *rest)
 
 
@@ -152,6 +164,9 @@ def _beside_its_rows(
 ) -> tf.data.Dataset:
     """Join batches with a stream of the rows, in which each has its place.
 
+    A pass checks every example and looks up what has another place, until one came wholly in order:
+    from then on a sample is checked, in functions so small that each runs in the thread that asks.
+
     Args:
         source: batches of one size, but for the last of a pass.
         finder: looks up what has another place.
@@ -160,50 +175,100 @@ def _beside_its_rows(
         tells: whether to tell where the data ends too early.
     """
     whole = tf.nest.flatten(source.element_spec)[0].shape[0] is not None
-    passes = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)  # all in order
-    key = tf.zeros((), tf.int64)
-    moved: dict[int, tuple[int, int]] = {}  # by reader: batches out of place, and their examples
+    passes = _Passes(finder, size, batches, (size if whole else 1) if tells else None)
+    rows = _rows_in_order(finder).rebatch(size, drop_remainder=whole).repeat()
+
+    @tf.autograph.experimental.do_not_convert
+    def checked(number: tf.Tensor, parts: tuple) -> tuple:
+        reader, element, (expected, *came) = parts
+
+        def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
+            names = fingerprints.of(leaves)
+
+            def elsewhere() -> list[tf.Tensor]:
+                given = [reader, number, expected, names, *leaves]
+                return tf.numpy_function(passes.look_up, given, finder.dtypes)
+
+            in_place = _equal(names, expected) & (number != batches - 1)
+            return tf.cond(in_place, lambda: came, elsewhere)
+
+        return _joined(element, found, finder)
+
+    @tf.autograph.experimental.do_not_convert
+    def sampled(number: tf.Tensor, parts: tuple) -> tuple:
+        element, (expected, *came) = parts
+
+        def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
+            count = tf.shape(leaves[0], out_type=tf.int64)[0]
+            every = tf.minimum(tf.constant(EVERY, tf.int64), count)
+            some = slice((number + passes.in_order()) % every, None, every)
+            alike = _equal(fingerprints.of([leaf[some] for leaf in leaves]), expected[some])
+            alike &= count == tf.shape(expected, out_type=tf.int64)[0]
+            with tf.control_dependencies([tf.debugging.Assert(alike, [CHANGED])]):
+                return [tf.identity(tensor) for tensor in came]
+
+        return _joined(element, found, finder)
+
+    with_reader = tf.data.Dataset.zip(_reader(), source, rows).enumerate()
+    first = with_reader.map(checked)
+    later = _mapped_inline(tf.data.Dataset.zip(source, rows).enumerate(), sampled)
+
+    @tf.autograph.experimental.do_not_convert
+    def one_pass(_: tf.Tensor) -> tf.data.Dataset:
+        every, none = tf.constant(-1, tf.int64), tf.constant(0, tf.int64)
+        known = passes.begin() > 0
+        begun = first.take(tf.where(known, none, every))
+        return begun.concatenate(later.take(tf.where(known, every, none)))
+
+    return tf.data.Dataset.range(1).flat_map(one_pass).with_options(source.options())
+
+
+class _Passes:
+    """Count the passes in which every batch was in its place.
+
+    Args:
+        finder: looks up what has another place.
+        size: of a batch, but for the last one.
+        batches: of a pass.
+        least: from how many missing examples on to tell of them; None: not at all.
+    """
+
+    def __init__(self, finder: Finder, size: int, batches: int, least: int | None) -> None:
+        self._finder, self._size, self._batches, self._least = finder, size, batches, least
+        self._moved: dict[int, tuple[int, int]] = {}  # by reader: batches out of place, examples
+        self._counts = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)
+        self._key = tf.zeros((), tf.int64)
+
+    def in_order(self) -> tf.Tensor:
+        """Say how many passes there were since one was not in order."""
+        return self._counts.lookup(self._key)
+
+    def begin(self) -> tf.Tensor:
+        """Say so where a pass begins, and count it; one that is not in order is told of later."""
+        before = self.in_order()
+        counted = self._counts.insert(self._key, tf.where(before > 0, before + 1, before))
+        with tf.control_dependencies([counted]):
+            return tf.identity(before)
 
     def look_up(
+        self,
         reader: np.int64,
         number: np.int64,
         expected: np.ndarray,
         names: np.ndarray,
         *leaves: np.ndarray,
     ) -> list[np.ndarray]:
-        count, held = moved.pop(int(reader), (0, 0))
-        if number == batches - 1:
+        """Find the answers to a batch that has another place, or that is the last one."""
+        count, held = self._moved.pop(int(reader), (0, 0))
+        if number == self._batches - 1:
             orderly = not count and np.array_equal(names, expected)
-            passes.insert(key, passes.lookup(key) + 1 if orderly else 0)
-            if tells:
-                seen = (int(number) - count) * size + held + len(names)
-                finder.tell(seen, size if whole else 1)
+            self._counts.insert(self._key, self.in_order() + 1 if orderly else 0)
+            if self._least is not None:
+                seen = (int(number) - count) * self._size + held + len(names)
+                self._finder.tell(seen, self._least)
         else:
-            moved[int(reader)] = count + 1, held + len(names)
-        return finder(names, *leaves)
-
-    @tf.autograph.experimental.do_not_convert
-    def join(number: tf.Tensor, parts: tuple) -> tuple:
-        reader, element, (expected, *came) = parts
-
-        def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
-            count = tf.shape(leaves[0], out_type=tf.int64)[0]
-            seen = passes.lookup(key)
-            every = tf.where(seen > 0, tf.minimum(tf.constant(EVERY, tf.int64), count), 1)
-            some = slice((number + seen) % every, None, every)
-            in_place = _equal(fingerprints.of([leaf[some] for leaf in leaves]), expected[some])
-            in_place &= count == tf.shape(expected, out_type=tf.int64)[0]
-
-            def elsewhere() -> list[tf.Tensor]:
-                given = [reader, number, expected, fingerprints.of(leaves), *leaves]
-                return tf.numpy_function(look_up, given, finder.dtypes)
-
-            return tf.cond(in_place & (number != batches - 1), lambda: came, elsewhere)
-
-        return _joined(element, found, finder)
-
-    rows = _rows_in_order(finder).rebatch(size, drop_remainder=whole).repeat()
-    return tf.data.Dataset.zip(_reader(), source, rows).enumerate().map(join)
+            self._moved[int(reader)] = count + 1, held + len(names)
+        return self._finder(names, *leaves)
 
 
 def _reader() -> tf.data.Dataset:
@@ -214,9 +279,18 @@ def _reader() -> tf.data.Dataset:
     return drawn.flat_map(lambda number: tf.data.Dataset.from_tensors(number).repeat())
 
 
+def _mapped_inline(dataset: tf.data.Dataset, function: Callable[..., tuple]) -> tf.data.Dataset:
+    """Map with a function of few small operations, all run in the thread that asks for a batch.
+
+    `Dataset.map` hands each of them to a pool of threads, which takes ten times as long as they do.
+    """
+    return _MapDataset(dataset, function, use_inter_op_parallelism=False, force_synchronous=True)
+
+
 def _equal(names: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:
     """Say whether all names are the expected ones; other numbers of them are not."""
-    return tf.reduce_all(tf.raw_ops.Equal(x=names, y=expected, incompatible_shape_error=False))
+    equal = tf.raw_ops.Equal(x=names, y=expected, incompatible_shape_error=False)
+    return tf.reduce_all(tf.reshape(equal, [-1]))  # one False where the numbers differ
 
 
 def _rows_in_order(finder: Finder) -> tf.data.Dataset:

@@ -102,9 +102,9 @@ class SoftTargets(Teacher):
         """Join the stored answers to the examples of a data set, for `fit`.
 
         An example is found where the order of the store has it, and else by its content, so the
-        data may come in another order. While the order holds, every example of one whole pass is
-        checked, and after that one in 16 (and one of each batch). The rows are read from the disk
-        by memory map, ahead of the training.
+        data may come in another order. Every example of a pass is checked; after a whole pass in
+        the order of the store one in 16 (and one of each batch), and a change is refused. The rows
+        are read from the disk by memory map, ahead of the training.
 
         Args:
             dataset: a `tf.data.Dataset` of x, (x, y) or (x, y, weights), batched or not; or arrays.
