@@ -160,6 +160,7 @@ class Recipe:
         """Set what a new network takes from the training data before it learns; here: nothing.
 
         Use it for `keras.layers.Normalization`: a scaling inside the network is exported with it.
+        Features of very different size are standardised in `prepare` instead, for integer files.
 
         Args:
             model: the teacher or the student, just built.

@@ -56,9 +56,9 @@ class Tabular(base.Recipe):
         """Build 30-16-16-1."""
         return _network("student", (16, 16))
 
-    def adapt(self, model: keras.Model, dataset: Dataset) -> None:
-        """Scale the measurements by their means and spreads in the training split."""
-        model.get_layer("scale").adapt(dataset.train.x)
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """Standardise the measurements."""
+        return dataset.standardised()
 
     def distillation_losses(self) -> list[Any]:
         """Return `LogitsDistillation` of one label: the divergence of two Bernoullis."""
@@ -88,11 +88,10 @@ class Tabular(base.Recipe):
 def _network(
     name: str, widths: tuple[int, ...], noise: float = 0.0, dropout: float = 0.0
 ) -> keras.Model:
-    """Build dense layers with ReLU over scaled measurements, and one logit."""
+    """Build dense layers with ReLU over standardised measurements, and one logit."""
     import keras
 
-    inputs = keras.Input((30,), name="measurements")
-    x = keras.layers.Normalization(name="scale")(inputs)
+    inputs = x = keras.Input((30,), name="measurements")
     if noise:
         x = keras.layers.GaussianNoise(noise, name="noise")(x)
     for index, width in enumerate(widths, start=1):

@@ -14,9 +14,9 @@ tells the same story in seconds.
 The settings were chosen on validation splits, first for the student alone (8 units and 40 epochs:
 more of either is worse for it), then for the distilled one.
 
-Measurements and target are scaled inside the networks, by the training split: the exported file
-takes the measurements as they were taken and answers in points. Errors are in points too, the MSE
-in points squared.
+The measurements are standardised before the networks, by the training split (`run.json` and the
+files say by what): an integer file has one scale for all. The target is scaled inside: the exported
+file answers in points. Errors are in points too, the MSE in points squared.
 """
 
 from __future__ import annotations
@@ -57,11 +57,14 @@ class TabularRegression(base.Recipe):
         """Build 10-8-1."""
         return _network("student", 8)
 
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """Standardise the measurements."""
+        return dataset.standardised()
+
     def adapt(self, model: keras.Model, dataset: Dataset) -> None:
-        """Scale measurements and target by their means and spreads in the training split."""
+        """Scale the target by its mean and spread in the training split."""
         import numpy as np
 
-        model.get_layer("scale").adapt(dataset.train.x)
         model.get_layer("points").adapt(np.asarray(dataset.train.y).reshape(-1, 1))
 
     def distillation_losses(self) -> list[Any]:
@@ -88,11 +91,10 @@ class TabularRegression(base.Recipe):
 
 
 def _network(name: str, width: int, noise: float = 0.0, dropout: float = 0.0) -> keras.Model:
-    """Build a hidden layer with ReLU over scaled measurements, and a value in points."""
+    """Build a hidden layer with ReLU over standardised measurements, and a value in points."""
     import keras
 
-    inputs = keras.Input((10,), name="measurements")
-    x = keras.layers.Normalization(name="scale")(inputs)
+    inputs = x = keras.Input((10,), name="measurements")
     if noise:
         x = keras.layers.GaussianNoise(noise, name="noise")(x)
     x = keras.layers.Dense(width, activation="relu", name="dense")(x)

@@ -123,6 +123,7 @@ def ship(
                 folder,
                 formats=[form],
                 verification_data=dataset.test.batches(BATCH),
+                provenance={"data": dataset.fingerprint, **records.scaling(dataset)},
             )[form]
         except (ValueError, TypeError, RuntimeError) as error:
             exports[form] = {"refused": str(error)}
@@ -196,7 +197,7 @@ def _certified(
             verification_data=dataset.test.batches(BATCH),
             metrics=metrics or None,
             teacher=teacher,
-            provenance={**about, "stage": stage},
+            provenance={**about, **records.scaling(dataset), "stage": stage},
         )[form]
     except (ValueError, TypeError, RuntimeError) as error:
         progress.say(f"There is no {form} file: {error}")

@@ -299,7 +299,16 @@ def about_data(dataset: Dataset) -> dict[str, Any]:
         "validation": len(dataset.validation),
         "test": len(dataset.test),
         "classes": dataset.classes,
+        **scaling(dataset),
     }
+
+
+def scaling(dataset: Dataset) -> dict[str, Any]:
+    """Say how the inputs were standardised, where they were."""
+    if dataset.scaling is None:
+        return {}
+    scale, offset = dataset.scaling
+    return {"standardised": {"scale": list(scale), "offset": list(offset)}}
 
 
 def now() -> datetime.datetime:
