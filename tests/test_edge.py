@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from keras_kd import edge
+from keras_kd import edge, run
 from keras_kd.recipes import Recipe
 from keras_kd.running.progress import Progress
 from keras_kd.running.squeezing import Squeeze
@@ -120,6 +120,37 @@ def test_the_integer_file_is_the_quantised_students(gone):
     metric = certificate["verified"]["metrics"]["accuracy"]
     assert metric["teacher"] == record["teacher"]["test"]["accuracy"]
     assert abs(metric["keras"] - record["stages"]["quantised"]["test"]["accuracy"]) < 1e-7
+
+
+def test_the_quantised_student_learns_from_its_own_float_form(gone, monkeypatch):
+    """Without labels, at its share of the rate; the pruned one learns from the teacher."""
+    import keras
+
+    from keras_kd.running import lessons, squeezing
+
+    _, path, _ = gone
+    learners = {}
+
+    def watched(learner, plan, dataset, budget, stage, logs, progress):
+        learners[stage] = learner, budget
+        return lessons.Trained(learner, {}, 0.0)
+
+    monkeypatch.setattr(squeezing.lessons, "fit", watched)
+    plan, student = Tiny(), keras.models.load_model(path / "distilled.keras")
+    teacher = plan.teacher()
+    for bits, share in ((8, 1 / 30), (4, 1 / 3)):
+        squeeze = dataclasses.replace(LOOSE, weight_bits=bits)
+        data = run.prepared(plan, None)
+        way = squeezing.Squeezing(plan, squeeze, teacher, data, Progress())
+        stages = dict(way.stages(student, path / "logs"))
+        (pruned, _), (quantised, budget) = learners["pruned"], learners["quantised"]
+        assert pruned.teacher.model is teacher
+        assert pruned.student_loss_weight == plan.student_loss_weight
+        assert quantised.teacher.model is stages["pruned"].model
+        assert quantised.student is stages["quantised"].model
+        assert quantised.student_loss_weight == 0.0
+        assert budget.learning_rate == pytest.approx(plan.learning_rate * share)
+        assert budget.soft is None
 
 
 def test_a_students_own_way(gone, tmp_path):

@@ -43,6 +43,10 @@ class StudentPlan(Protocol):
         """The highest learning rate."""
 
     @property
+    def temperature(self) -> float:
+        """T, for distributions."""
+
+    @property
     def student_loss_weight(self) -> float:
         """The labels' share of the total loss."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_kd import checks
-from keras_kd.running import lessons
+from keras_kd.running import answers, lessons, plans
 from keras_kd.running.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ class Squeeze:
         quantise: whether the last stage learns with quantised weights and activations.
         weight_bits: 8 or 4, of the weights of that stage.
         prune_epochs: passes over the data after pruning; None: as many as the student had.
-        quantise_epochs: passes of the last stage; None: a third of the student's, one at least.
-        quantise_rate: the last stage's share of the learning rate.
+        quantise_epochs: passes of the last stage, in which the quantised student learns from its
+            own float form, without labels; None: a third of the student's, one at least.
+        quantise_rate: the last stage's share of the learning rate; None: 1/30 with 8 bits, which
+            only has rounding to make up for, 1/3 with 4 bits.
         formats: names of export formats.
 
     Raises:
@@ -60,7 +62,7 @@ class Squeeze:
     weight_bits: int = 8
     prune_epochs: int | None = None
     quantise_epochs: int | None = None
-    quantise_rate: float = 0.1
+    quantise_rate: float | None = None
     formats: tuple[str, ...] = FORMATS
 
     def __post_init__(self) -> None:
@@ -68,7 +70,8 @@ class Squeeze:
         from keras_kd.export import TARGETS
 
         checks.fraction("keep", checks.positive("keep", self.keep))
-        checks.positive("quantise_rate", self.quantise_rate)
+        if self.quantise_rate is not None:
+            checks.positive("quantise_rate", self.quantise_rate)
         for name in ("prune_epochs", "quantise_epochs"):
             if getattr(self, name) is not None:
                 checks.count(name, getattr(self, name))
@@ -82,6 +85,13 @@ class Squeeze:
         for form in self.formats:
             if form not in TARGETS:
                 raise checks.unknown_name("export format", form, TARGETS)
+
+    @property
+    def rate_share(self) -> float:
+        """The last stage's share of the learning rate."""
+        if self.quantise_rate is not None:
+            return self.quantise_rate
+        return {8: 1 / 30, 4: 1 / 3}[self.weight_bits]
 
     def stages(self, plan: StudentPlan) -> dict[str, int]:
         """List the stages to come and their epochs."""
@@ -130,23 +140,32 @@ class Squeezing:
     def stages(self, student: keras.Model, logs: Path) -> Iterator[tuple[str, lessons.Trained]]:
         """Yield the name and the trained model of each stage; each goes on from the one before."""
         from keras_kd import compress
+        from keras_kd.soft_targets import SoftTargets
 
         for stage, epochs in self._squeeze.stages(self._plan).items():
             rate = self._plan.learning_rate
             if stage == "pruned":
                 small = self._pruned(student)
                 self.report = compress.pruning_report(student, small).to_dict()
+                learner = lessons.distiller(self._plan, self._teacher, small)
+                soft = self._teacher
             else:
-                rate *= self._squeeze.quantise_rate
-                small = compress.quantization_aware(
-                    student,
-                    weight_bits=self._squeeze.weight_bits,
-                    data=self._some(),
-                    freeze_after=self._half(epochs),
-                )
-            trained = self._learn(stage, small, epochs, rate, logs / stage)
-            student = trained.model
-            yield stage, trained
+                rate *= self._squeeze.rate_share
+                small = self._quantised(student, epochs)
+                learner = self._of_itself(student, small)
+                soft = None
+            budget = lessons.Budget(
+                epochs,
+                rate,
+                self._plan.student_augmentation(),
+                self._plan.seeds[0],
+                soft if isinstance(soft, SoftTargets) else None,
+            )
+            trained = lessons.fit(
+                learner, self._plan, self._dataset, budget, stage, logs / stage, self._progress
+            )
+            student = small
+            yield stage, dataclasses.replace(trained, model=small)
 
     def _pruned(self, student: keras.Model) -> keras.Model:
         from keras_kd import compress
@@ -159,28 +178,31 @@ class Squeezing:
             loss=self._plan.loss(),
         )
 
-    def _half(self, epochs: int) -> int:
-        """Count the steps of the first half of a training, one at least."""
+    def _quantised(self, student: keras.Model, epochs: int) -> keras.Model:
+        """Quantise a student; its ranges are frozen after half of the epochs."""
+        from keras_kd import compress
+
         steps = math.ceil(len(self._dataset.train) / self._plan.batch_size)
-        return max(1, epochs * steps // 2)
+        return compress.quantization_aware(
+            student,
+            weight_bits=self._squeeze.weight_bits,
+            data=self._some(),
+            freeze_after=max(1, epochs * steps // 2),
+        )
+
+    def _of_itself(self, student: keras.Model, quantised: keras.Model) -> keras.Model:
+        """Join a quantised student to its float form, whose answers it is to keep."""
+        from keras_kd.distiller import Distiller
+
+        outputs, structure = answers.look("student", student, self._dataset.train)
+        return Distiller(
+            teacher=lessons.stated(student, self._dataset),
+            student=quantised,
+            distillation_losses=plans.default_losses(outputs, structure, self._plan.temperature),
+            student_loss_weight=0.0,
+        )
 
     def _some(self) -> Any:
         """Return the first training examples, as batches."""
         train = self._dataset.train
         return train.select(slice(EXAMPLES)).batches(self._plan.batch_size)
-
-    def _learn(
-        self, stage: str, student: keras.Model, epochs: int, rate: float, logs: Path
-    ) -> lessons.Trained:
-        """Distil into a smaller student, with the losses and the data of the first."""
-        from keras_kd.soft_targets import SoftTargets
-
-        soft = self._teacher if isinstance(self._teacher, SoftTargets) else None
-        learner = lessons.distiller(self._plan, self._teacher, student)
-        budget = lessons.Budget(
-            epochs, rate, self._plan.student_augmentation(), self._plan.seeds[0], soft
-        )
-        trained = lessons.fit(
-            learner, self._plan, self._dataset, budget, stage, logs, self._progress
-        )
-        return dataclasses.replace(trained, model=student)
