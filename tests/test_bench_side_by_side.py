@@ -128,6 +128,7 @@ def test_the_tables_of_soft_targets_are_made_from_the_json(load) -> None:
     rates = {"plain_read": 9_000_000, "first_pass": 250_000, "later_pass": 450_000}
     found = {
         **HEAD,
+        "epoch_seconds": 1.25,
         "epochs": [{"model": "mlp", "batch": 32, "steps": 16, "contenders": own}],
         "building": [built],
         "large": {
@@ -141,6 +142,7 @@ def test_the_tables_of_soft_targets_are_made_from_the_json(load) -> None:
     }
     words = load("soft_targets").table(json.loads(json.dumps(found)))
     assert "| mlp, 32 | 16 steps, 0.50 s | 1.00 (0.90–1.20) | 1.00 (0.90–1.20) | **1.50**" in words
+    assert "about 1.25 seconds for an epoch" in words
     assert "| mlp | 5,000 | 1,234 | 1.25 |" in words
     assert "## 1,000,000 examples of 1,000 classes, top-16, float16" in words
     assert "| the process grows by, building | 100 MB | < 300 MB |" in words
