@@ -148,19 +148,14 @@ class Squeezing:
                 small = self._pruned(student)
                 self.report = compress.pruning_report(student, small).to_dict()
                 learner = lessons.distiller(self._plan, self._teacher, small)
-                soft = self._teacher
+                soft = self._teacher if isinstance(self._teacher, SoftTargets) else None
             else:
                 rate *= self._squeeze.rate_share
                 small = self._quantised(student, epochs)
                 learner = self._of_itself(student, small)
                 soft = None
-            budget = lessons.Budget(
-                epochs,
-                rate,
-                self._plan.student_augmentation(),
-                self._plan.seeds[0],
-                soft if isinstance(soft, SoftTargets) else None,
-            )
+            augmentation = self._plan.student_augmentation()
+            budget = lessons.Budget(epochs, rate, augmentation, self._plan.seeds[0], soft)
             trained = lessons.fit(
                 learner, self._plan, self._dataset, budget, stage, logs / stage, self._progress
             )

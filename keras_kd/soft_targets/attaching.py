@@ -282,7 +282,7 @@ def _reader() -> tf.data.Dataset:
 def _mapped_inline(dataset: tf.data.Dataset, function: Callable[..., tuple]) -> tf.data.Dataset:
     """Map with a function of few small operations, all run in the thread that asks for a batch.
 
-    `Dataset.map` hands each of them to a pool of threads, which takes ten times as long as they do.
+    `Dataset.map` hands them to a pool of threads, which takes several times as long as they do.
     """
     return _MapDataset(dataset, function, use_inter_op_parallelism=False, force_synchronous=True)
 
