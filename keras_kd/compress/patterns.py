@@ -21,7 +21,7 @@ from typing import Any
 
 import keras
 
-from keras_kd import checks
+from keras_kd import checks, graphs
 from keras_kd.compress import networks
 from keras_kd.compress.quantized_layers import QUANTIZED
 
@@ -201,7 +201,7 @@ def laid_out(model: keras.Model) -> Network:
             `networks.check` refuses.
     """
     networks.check(model)
-    graph = networks.graph_of(model)
+    graph = graphs.graph_of(model)
     layout = _Layout(model)
     numbers = {id(tensor): layout.number() for tensor in graph.inputs}
     layout.troubles += [
@@ -229,7 +229,7 @@ class _Layout:
         self.steps: list[Step] = []
         self.troubles: list[str] = []
         self._count = itertools.count()
-        self._names = {call.operation.name for call in networks.calls(model)}
+        self._names = {call.operation.name for call in graphs.calls(model)}
         self._own: dict[int, str] = {}
 
     def number(self) -> int:
@@ -240,13 +240,13 @@ class _Layout:
         self, model: keras.Model, numbers: dict[int, int], prefix: str, training: bool | None
     ) -> None:
         """Append the steps of a graph; `numbers` maps its tensors to values, outputs included."""
-        for call in networks.calls(model):
+        for call in graphs.calls(model):
             layer, inputs = _as_layer(call), [numbers[id(tensor)] for tensor in call.inputs]
             args, kwargs = call.fill_in({id(tensor): tensor for tensor in call.inputs})
             said = kwargs.pop("training", None)
             said = training if said is None else said
-            if networks.is_network(layer):
-                inner = networks.graph_of(layer)
+            if graphs.is_network(layer):
+                inner = graphs.graph_of(layer)
                 known = dict(zip(map(id, inner.inputs), inputs, strict=True))
                 self.follow(layer, known, f"{prefix}{layer.name}_", said)
                 given = [known[id(tensor)] for tensor in inner.outputs]
@@ -270,7 +270,7 @@ class _Layout:
         return self._own[id(layer)]
 
 
-def _as_layer(call: networks.Call) -> Any:
+def _as_layer(call: graphs.Call) -> Any:
     """Return the layer that is called; for `x + y` and its like the layer that does the same."""
     made = OPERATIONS.get(type(call.operation).__name__)
     if made is None or isinstance(call.operation, KL.Layer) or call.numbers:
@@ -281,7 +281,7 @@ def _as_layer(call: networks.Call) -> Any:
 
 
 def _trouble(
-    call: networks.Call, layer: Any, args: tuple, kwargs: dict[str, Any], training: bool | None
+    call: graphs.Call, layer: Any, args: tuple, kwargs: dict[str, Any], training: bool | None
 ) -> str | None:
     """Say why a layer cannot be computed in integers, `None` where it can."""
     rank = len(call.inputs[0].shape)

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_kd import graphs
 from keras_kd.compress import networks
 from keras_kd.compress.folding import FoldedInto, FoldedNormalization
 from keras_kd.compress.patterns import (
@@ -80,7 +81,7 @@ class _Rewriting:
     def model(self) -> keras.Model:
         """Build the model and give it the student's weights."""
         network, student = self.network, self.network.model
-        graph = networks.graph_of(student)
+        graph = graphs.graph_of(student)
         inputs = keras.tree.map_structure(_new_input, graph._inputs_struct)
         flat = keras.tree.flatten(inputs)
         self.names |= {tensor.name for tensor in flat}
@@ -279,13 +280,13 @@ def _float32() -> Iterator[None]:
 
 
 def _built_plain(model: keras.Model) -> keras.Model:
-    graph = networks.graph_of(model)
+    graph = graphs.graph_of(model)
     inputs = keras.tree.map_structure(_new_input, graph._inputs_struct)
     known = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
     layers: dict[int, Any] = {}
     copies: list[Callable[[], None]] = []
     names = _renamed(model)
-    for call in networks.calls(model):
+    for call in graphs.calls(model):
         layer = call.operation
         args, kwargs = call.fill_in(known)
         if isinstance(layer, (ActivationRange, FixedRange, Rounded)):
@@ -310,8 +311,8 @@ def _before(tensor: Any) -> Any:
 
 def _renamed(model: keras.Model) -> dict[int, str]:
     """Return the names of the layers that left theirs to the rounding of an output."""
-    ends = [call for call in networks.calls(model) if isinstance(call.operation, Rounded)]
-    ranges = {id(call.outputs[0]): call for call in networks.calls(model)}
+    ends = [call for call in graphs.calls(model) if isinstance(call.operation, Rounded)]
+    ranges = {id(call.outputs[0]): call for call in graphs.calls(model)}
     return {id(_before(ranges[id(end.inputs[0])].inputs[0])): end.operation.name for end in ends}
 
 

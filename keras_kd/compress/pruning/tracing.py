@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_kd.compress import networks
+from keras_kd import graphs
 from keras_kd.compress.pruning import rules
 from keras_kd.compress.pruning.channels import Atoms, Channels, Labels, Member
 from keras_kd.compress.pruning.views import Followed, View, whole
@@ -24,7 +24,7 @@ def trace(model: keras.Model) -> Channels:
         model: a built Functional or Sequential model.
     """
     tracer = Tracer()
-    graph = networks.graph_of(model)
+    graph = graphs.graph_of(model)
     inputs = [whole(tensor.shape) for tensor in graph.inputs]
     for labels in tracer.network(model, "", inputs):
         tracer.atoms.keep(labels, "it makes an output of the model")
@@ -45,12 +45,12 @@ class Tracer:
         self, model: keras.Model, prefix: str, inputs: Sequence[Labels | None]
     ) -> list[Labels | None]:
         """Follow one call of a network; one that is called again ties what its layers take."""
-        graph = networks.graph_of(model)
+        graph = graphs.graph_of(model)
         known = dict(zip(map(id, graph.inputs), inputs, strict=True))
-        for call in networks.calls(model):
+        for call in graphs.calls(model):
             labels = [known[id(tensor)] for tensor in call.inputs]
             path = f"{prefix}{call.operation.name}"
-            if networks.is_network(call.operation):
+            if graphs.is_network(call.operation):
                 outputs = self._nested(call.operation, path, labels)
             else:
                 outputs = self._call(call, path, labels)
@@ -60,16 +60,16 @@ class Tracer:
     def _nested(
         self, model: keras.Model, path: str, labels: Sequence[Labels | None]
     ) -> list[Labels | None]:
-        count = len(networks.graph_of(model).inputs)
+        count = len(graphs.graph_of(model).inputs)
         for more in labels[count:]:  # a mask, for example
             self.atoms.keep(more, f"it is taken by {path!r} beside its inputs")
-        for tensor, given in zip(networks.graph_of(model).inputs, labels, strict=False):
+        for tensor, given in zip(graphs.graph_of(model).inputs, labels, strict=False):
             if given is not None and tensor.shape[-1] is not None:
                 self.atoms.tie(self.inputs.setdefault(id(tensor), given), given)
         return self.network(model, f"{path}/", labels[:count])
 
     def _call(
-        self, call: networks.Call, path: str, labels: Sequence[Labels | None]
+        self, call: graphs.Call, path: str, labels: Sequence[Labels | None]
     ) -> list[Labels | None]:
         number = self._number(call.operation, path)
         member = self.members[number]
