@@ -8,6 +8,7 @@ pass.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import checks
+from keras_kd.folded import folds
 
 _lock = threading.Lock()
 
@@ -60,20 +62,33 @@ class TappedModel:
 
     def __call__(self, inputs: Any, training: bool = False) -> tuple[Any, dict[str, Any]]:
         """Run the model; return `(outputs, {path: tensor})`."""
-        if not self.paths:
-            return call_model(self.model, inputs, training), {}
+        return self._run(inputs, training, {})
+
+    def folded(self, inputs: Any) -> tuple[Any, dict[str, Any]]:
+        """Run the model without training, in fewer operations; it gives the same up to rounding."""
+        if not self.model.built:
+            return self(inputs)
+        return self._run(inputs, False, folds(self.model, self._tapped_layers().values()))
+
+    def _run(
+        self, inputs: Any, training: bool, instead: dict[Any, Callable]
+    ) -> tuple[Any, dict[str, Any]]:
+        layers = self._tapped_layers(inputs)
+        heard: dict[int, list[Any]] = {id(layer): [] for layer in layers.values()}
+        with contextlib.ExitStack() as stack:
+            for layer, call in instead.items():
+                stack.enter_context(_shadowed(layer, instead=call))
+            for layer in {id(layer): layer for layer in layers.values()}.values():
+                stack.enter_context(_shadowed(layer, hear=heard[id(layer)].append))
+            outputs = call_model(self.model, inputs, training)
+        return outputs, {path: self._pick(path, heard[id(layer)]) for path, layer in layers.items()}
+
+    def _tapped_layers(self, inputs: Any = None) -> dict[str, keras.layers.Layer]:
         if self._layers is None:
-            if not self.model.built:
+            if self.paths and not self.model.built:
                 call_model(self.model, inputs, False)  # layers made in build() get their names now
             self._layers = self._resolve()
-        heard: dict[int, list[Any]] = {id(layer): [] for layer in self._layers.values()}
-        with contextlib.ExitStack() as stack:
-            for layer in {id(layer): layer for layer in self._layers.values()}.values():
-                stack.enter_context(_listening(layer, heard[id(layer)].append))
-            outputs = call_model(self.model, inputs, training)
-        return outputs, {
-            path: self._pick(path, heard[id(layer)]) for path, layer in self._layers.items()
-        }
+        return self._layers
 
     def _resolve(self) -> dict[str, keras.layers.Layer]:
         names = {path: path.partition("#")[0] for path in self.paths}
@@ -203,43 +218,63 @@ def _reachable(tensor: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _listening(layer: keras.layers.Layer, hear: Callable[[Any], None]) -> Iterator[None]:
-    """Pass every output of `layer.call` to `hear`, in this thread, until the block is left.
+def _shadowed(
+    layer: keras.layers.Layer,
+    hear: Callable[[Any], None] | None = None,
+    instead: Callable | None = None,
+) -> Iterator[None]:
+    """Listen to `layer.call`, or put another in its place, in this thread, until the block is left.
 
     The instance's own `call` is shadowed and laid bare again at the end. Replicas of a
-    `tf.distribute` strategy trace the same layer in several threads, so each listener hears its
-    own thread only.
+    `tf.distribute` strategy trace the same layer in several threads, so each of them hears and
+    replaces its own calls only.
+
+    Args:
+        layer: the layer.
+        hear: gets every output.
+        instead: is called in its place.
     """
-    listener = (threading.get_ident(), hear)
+    guest = _Guest(threading.get_ident(), hear, instead)
     with _lock:
         shadow = vars(layer).get("call")
         if not isinstance(shadow, _Shadow):
             shadow = _Shadow(layer.call, "call" in vars(layer))
             vars(layer)["call"] = shadow
-        shadow.listeners.append(listener)
+        shadow.guests.append(guest)
     try:
         yield
     finally:
         with _lock:
-            shadow.listeners.remove(listener)
-            if not shadow.listeners:
+            shadow.guests.remove(guest)
+            if not shadow.guests:
                 if shadow.was_own:
                     vars(layer)["call"] = shadow.call
                 else:
                     vars(layer).pop("call", None)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Guest:
+    """One who listens to a layer, or stands in for it, in one thread."""
+
+    thread: int
+    hear: Callable[[Any], None] | None
+    instead: Callable | None
+
+
 class _Shadow:
-    """Stand in for a layer's `call` and tell the listeners of the calling thread."""
+    """Stand in for a layer's `call`, for the guests of the calling thread."""
 
     def __init__(self, call: Callable, was_own: bool) -> None:
         self.call = call
         self.was_own = was_own
-        self.listeners: list[tuple[int, Callable[[Any], None]]] = []
+        self.guests: list[_Guest] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = self.call(*args, **kwargs)
-        for thread, hear in tuple(self.listeners):
-            if thread == threading.get_ident():
-                hear(outputs)
+        guests = [guest for guest in self.guests if guest.thread == threading.get_ident()]
+        call = next((guest.instead for guest in guests if guest.instead), self.call)
+        outputs = call(*args, **kwargs)
+        for guest in guests:
+            if guest.hear is not None:
+                guest.hear(outputs)
         return outputs
