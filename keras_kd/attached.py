@@ -7,9 +7,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_kd import checks, soft_batch
+from keras_kd.compiled_pass import CompiledPass, pays
 from keras_kd.outputs import OutputReader, keep_mask
 from keras_kd.taps import TappedModel, check_inputs, output_names
 
@@ -45,8 +47,11 @@ class AttachedTeacher:
 
     def __init__(self, teacher: Any, paths: Iterable[str] = ()) -> None:
         self.name = teacher.name
+        self.model = teacher.model
         self.preprocess = teacher.preprocess
+        self.jit_compile = teacher.jit_compile
         self.tapped = TappedModel(teacher.model, paths)
+        self._compiled: CompiledPass | None = None
         self.reader = OutputReader(
             teacher.model,
             who=f"teacher {teacher.name!r}",
@@ -65,9 +70,40 @@ class AttachedTeacher:
             "bring them to that shape: kd.Teacher(model, preprocess=lambda x: …), for example with "
             "keras.ops.image.resize."
         )
-        check_inputs(self.tapped.model, inputs, f"Teacher {self.name!r}", fix)
-        own, features = self.tapped(inputs, training=False)
-        return Answer(self.reader(own), own, features, [own], output_names(self.tapped.model))
+        check_inputs(self.model, inputs, f"Teacher {self.name!r}", fix)
+        if self._compiled is not None and self._compiled.takes(inputs):
+            outputs, own, features = self._compiled(inputs)
+        else:
+            outputs, own, features = self._pass(inputs)
+        return Answer(outputs, own, features, [own], output_names(self.model))
+
+    def _pass(self, inputs: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Run the model: as it is where a person may step through it, else folded."""
+        own, features = (self.tapped if tf.executing_eagerly() else self.tapped.folded)(inputs)
+        return self.reader(own), own, features
+
+    def compile(self, inputs: Any, spec: Any) -> None:
+        """Let XLA compile the pass from now on where that is faster, having tried it on a batch.
+
+        Args:
+            inputs: a first batch, which has been looked at.
+            spec: its `tf.TensorSpec`s, as later batches have them.
+        """
+        if self.jit_compile is False or (self.jit_compile == "auto" and not pays(self.model)):
+            return
+        self._compiled = CompiledPass(self._pass)
+        asked = tf.function(lambda x: self(x).own, autograph=False).get_concrete_function(spec)
+        try:
+            asked(inputs)
+        except tf.errors.OpError as error:
+            self._compiled = None
+            if self.jit_compile != "auto":
+                raise checks.bad_value(
+                    f"XLA cannot compile teacher {self.name!r}.",
+                    given=f"jit_compile=True; XLA says {error.message.splitlines()[0]:.200}",
+                    expected="a model of operations that XLA knows",
+                    fix='leave it to the library: kd.Teacher(model, jit_compile="auto").',
+                ) from error
 
     def batch_of(self, inputs: Any) -> Any:
         """Return what `fit` gets in the place of x for these inputs: the inputs."""
@@ -116,6 +152,11 @@ class AttachedEnsemble:
     def batch_of(self, inputs: Any) -> Any:
         """Return what `fit` gets in the place of x for these inputs: the inputs."""
         return inputs
+
+    def compile(self, inputs: Any, spec: Any) -> None:
+        """Let XLA compile each member's pass where that is faster, having tried it on a batch."""
+        for member in self.members:
+            member.compile(inputs, spec)
 
     def learn(self, raw: list) -> None:
         """Look at a first batch's raw outputs of each member."""

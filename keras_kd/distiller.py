@@ -10,11 +10,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_kd import checks, replicas, schedules, updates
+from keras_kd import checks, first_look, replicas, schedules, updates
 from keras_kd.attached import Answer
 from keras_kd.configs import restored
 from keras_kd.connections import Connections
-from keras_kd.first_look import FirstLook, local_batch, no_labels, nothing_to_train, peek
 from keras_kd.keras_models import computes_in_float16, supports_jit
 from keras_kd.outputs import OutputReader
 from keras_kd.soft_batch import inputs_of
@@ -184,7 +183,7 @@ class Distiller(keras.Model):
             fix="compile a loss that says it (from_logits=…), end the student in a keras.layers."
             'Activation, or use kd.Teacher(model, outputs="values") for a regression.',
         )
-        self._look = FirstLook(self._ask, self.learn, self.connections)
+        self._look = first_look.FirstLook(self._ask, self.learn, self.connections)
         if self._teaching is not None and all(model.built for model in teacher.models):
             self._look.at_shapes(self.student, self._teaching.batch_of)
         refuse_shared_weights(self._teacher.models, self.student)
@@ -292,7 +291,7 @@ class Distiller(keras.Model):
         share = schedules.at(self.student_loss_weight, step)
         if self.needs_labels:
             if student_loss is None:
-                raise no_labels(self.student_loss_weight)
+                raise first_look.no_labels(self.student_loss_weight)
             total += share * student_loss
         if teacher is None:
             return total
@@ -384,11 +383,11 @@ class Distiller(keras.Model):
             self.train_function = functools.partial(self._first_execution, execute)
 
     def _first_execution(self, execute: Callable, iterator: Any) -> Any:
-        first, again = peek(iterator, self.steps_per_execution)
+        first, again = first_look.peek(iterator, self.steps_per_execution)
         if not self.trainable_variables and self.student.built:
-            raise nothing_to_train(self.student.name)
+            raise first_look.nothing_to_train(self.student.name)
         self._look.at_batch(
-            local_batch(first, self.distribute_strategy),
+            first_look.local_batch(first, self.distribute_strategy),
             self._teaching if self.needs_teacher else None,
             self._reader,
             self.loss,
@@ -396,6 +395,8 @@ class Distiller(keras.Model):
             eagerly=self.run_eagerly,
         )
         refuse_shared_weights(self._teacher.models, self.student)
+        if self.needs_teacher and not self.run_eagerly:
+            first_look.compile_pass(self._teaching, first, iterator)
         self.built = True
         self.train_function = execute
         return execute(again)

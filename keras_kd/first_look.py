@@ -165,6 +165,19 @@ def _again(taken: list, iterator: Any) -> Iterator:
     return iter(tf.data.Dataset.from_generator(lambda: iter(taken), output_signature=spec))
 
 
+def compile_pass(teaching: Any, first: Any, iterator: Any) -> None:
+    """Let XLA compile the teacher's pass where that pays and it is known what batches will come.
+
+    Args:
+        teaching: the attached teacher.
+        first: a first batch, which has been looked at.
+        iterator: what the later batches come from.
+    """
+    if isinstance(iterator, tf.data.Iterator):
+        both = (first, iterator.element_spec)
+        teaching.compile(*(keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in both))
+
+
 def local_batch(data: Any, strategy: tf.distribute.Strategy) -> Any:
     """Return what the first replica sees of a batch."""
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], data)

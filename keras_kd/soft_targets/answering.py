@@ -78,6 +78,9 @@ class AttachedTargets:
         store = tf.TensorSpec((None,), tf.int64)
         return SoftBatch(inputs, {**self._layout.specs(), "store": store})
 
+    def compile(self, inputs: Any, spec: Any) -> None:
+        """Compile nothing: no model is asked."""
+
     def learn(self, raw: list) -> None:
         """Look whose answers a first batch carries; their values were checked when stored.
 

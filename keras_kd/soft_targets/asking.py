@@ -65,6 +65,7 @@ class AskedModel:
         self.structure = _structure(answer.own)
         outputs = keras.tree.flatten(answer.outputs)
         layout = layout_of(outputs, layers, self.kinds, self.activation, self.keeping)
+        self._attached.compile(inputs, signature)
         self._ask = _compiled(self._kept, signature)
         return layout, self(inputs)
 

@@ -1,0 +1,80 @@
+"""A model's pass that XLA compiles by itself, where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_kd.fusing import XLA
+from keras_kd.keras_models import layers_of, supports_jit
+
+LARGE = 1 << 16  # weights of a model from which the time to compile it comes back
+SLOWER = tuple(  # layers for which TensorFlow has kernels of its own that are as fast, or faster
+    getattr(keras.layers, name)
+    for name in (
+        *("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D", "RNN"),
+        *("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
+        *("SeparableConv1D", "SeparableConv2D"),
+    )
+)
+
+
+def pays(model: keras.Model) -> bool:
+    """Say whether XLA makes this model's pass faster: by its size and its layers, on a CPU.
+
+    On an accelerator Keras lets XLA compile the whole step.
+    """
+    if XLA is None or tf.config.list_physical_devices("GPU"):
+        return False
+    if not model.built or model.count_params() < LARGE or not supports_jit([model]):
+        return False
+    return not any(isinstance(layer, SLOWER) for layer in layers_of(model))
+
+
+class CompiledPass:
+    """A function of a batch that XLA compiles, inside whatever graph it is called in.
+
+    It is compiled once for each shape of batch; the last, shorter one of an epoch is another one.
+    Keras's masks go through.
+
+    Args:
+        function: batch -> structure of tensors; it is traced.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        def with_masks(inputs: Any) -> tuple[Any, list]:
+            given = function(inputs)
+            return given, [_mask(leaf) for leaf in keras.tree.flatten(given)]
+
+        self._function = tf.function(with_masks, jit_compile=True, autograph=False)
+
+    def takes(self, inputs: Any) -> bool:
+        """Say whether it can be called on these inputs, in what is traced now.
+
+        It cannot where shapes are known only batch by batch: XLA would compile anew for each.
+        """
+        if tf.executing_eagerly() or tf.distribute.has_strategy():
+            return False
+        return all(map(_is_fixed, keras.tree.flatten(inputs)))
+
+    def __call__(self, inputs: Any) -> Any:
+        """Return what the function gives."""
+        given, masks = self._function(inputs)
+        for leaf, mask in zip(keras.tree.flatten(given), masks, strict=True):
+            if mask is not None:
+                leaf._keras_mask = mask
+        return given
+
+
+def _is_fixed(leaf: Any) -> bool:
+    """Say whether a tensor has one shape but for the batch, and no mask, which would be lost."""
+    if not isinstance(leaf, tf.Tensor) or leaf.dtype == tf.string or _mask(leaf) is not None:
+        return False
+    return bool(leaf.shape.rank) and leaf.shape[1:].is_fully_defined()
+
+
+def _mask(leaf: Any) -> Any:
+    return getattr(leaf, "_keras_mask", None)
