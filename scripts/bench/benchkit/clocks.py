@@ -13,6 +13,8 @@ import tensorflow as tf
 
 from benchkit import environment, networks
 
+LEAST = 10  # steps in a stretch, so that one slow one does not decide
+
 
 def batches(kind: str, batch: int, steps: int) -> tf.data.Dataset:
     """Repeat batches that lie ready in memory, the same for every runner."""
@@ -128,12 +130,11 @@ class TorchRunner:
 def alternate(runners: dict[str, Any], rounds: int, seconds: float, words: str) -> dict:
     """Time all runners in turns; return name -> seconds of a step, one for each round.
 
-    Each round begins with another runner, and every other one goes backwards.
+    Each round begins with another runner, and every other one goes backwards. A stretch is of as
+    many seconds as given, and of `LEAST` steps.
     """
-    calls = {
-        name: max(1, round(seconds / (runner.steps * runner.time(1))))
-        for name, runner in runners.items()
-    }
+    steps = {name: max(LEAST, seconds / runner.time(1)) for name, runner in runners.items()}
+    calls = {name: max(1, round(steps[name] / runner.steps)) for name, runner in runners.items()}
     times: dict[str, list[float]] = {name: [] for name in runners}
     names = list(runners)
     for number in range(rounds):
