@@ -30,17 +30,11 @@ TOGETHER = 256
 EVERY = 16
 """One example in so many, and one of each batch, is checked after a whole pass in order."""
 
+FOR_EVER = 2**12
+"""How many batches of data without an end are a pass."""
+
 BLOCK_BYTES = 4 * 2**20
 """How many bytes of rows are read at once, where they are read in order."""
-
-CHANGED = (
-    "The data has changed since the last pass over it. given: a batch with other examples than in "
-    "the pass before, which was in the order of the store; expected: the same examples in the same "
-    "order in each pass; fix: shuffle and augment after attach; where the order before it may "
-    "change, say so with tf.data.Options().deterministic = False, and every batch is looked up."
-)
-"""The words where the sample finds other examples than it expects, in the one line that TensorFlow
-leaves of them."""
 
 
 def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
@@ -67,7 +61,19 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
         attached = _counted(attached, finder, whole or 1)
     if known != tf.data.UNKNOWN_CARDINALITY:
         attached = attached.apply(tf.data.experimental.assert_cardinality(known))
-    return attached.prefetch(tf.data.AUTOTUNE)
+    return _begun_when_read(attached.prefetch(tf.data.AUTOTUNE))
+
+
+def _begun_when_read(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Prepare a pass when its first batch is asked for, so that an iterator not read costs nothing.
+
+    Keras makes two iterators an epoch and reads one. The second part of a concatenation begins when
+    the first one, which is empty here, has ended. With a prefetch after it, as TensorFlow would add
+    one, the functions take twice as long to prepare.
+    """
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False
+    return dataset.take(0).concatenate(dataset).with_options(options)
 
 
 class Finder:
@@ -165,7 +171,7 @@ def _beside_its_rows(
     """Join batches with a stream of the rows, in which each has its place.
 
     A pass checks every example and looks up what has another place, until one came wholly in order:
-    from then on a sample is checked, in functions so small that each runs in the thread that asks.
+    from then on a sample is checked.
 
     Args:
         source: batches of one size, but for the last of a pass.
@@ -179,104 +185,101 @@ def _beside_its_rows(
     rows = _rows_in_order(finder).rebatch(size, drop_remainder=whole).repeat()
 
     @tf.autograph.experimental.do_not_convert
-    def checked(number: tf.Tensor, parts: tuple) -> tuple:
-        reader, element, (expected, *came) = parts
+    def join(place: tuple, element: Any, row: tuple) -> tuple:
+        (where, begin, end, is_last), (expected, *came) = place, row
 
         def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
-            names = fingerprints.of(leaves)
+            names = fingerprints.of([leaf[begin:end] for leaf in leaves])
+            alike = _equal(names, expected[begin:end])
+            if not whole:
+                alike &= tf.equal(tf.shape(leaves[0])[0], tf.shape(expected)[0])
 
-            def elsewhere() -> list[tf.Tensor]:
-                given = [reader, number, expected, names, *leaves]
+            def elsewhere(came: list[tf.Tensor], *given: tf.Tensor) -> list[tf.Tensor]:
                 return tf.numpy_function(passes.look_up, given, finder.dtypes)
 
-            in_place = _equal(names, expected) & (number != batches - 1)
-            return tf.cond(in_place, lambda: came, elsewhere)
+            given = (where, expected, names, *leaves)
+            return _either(alike & ~is_last, lambda came, *_: came, elsewhere, came, *given)
 
         return _joined(element, found, finder)
 
-    @tf.autograph.experimental.do_not_convert
-    def sampled(number: tf.Tensor, parts: tuple) -> tuple:
-        element, (expected, *came) = parts
-
-        def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
-            count = tf.shape(leaves[0], out_type=tf.int64)[0]
-            every = tf.minimum(tf.constant(EVERY, tf.int64), count)
-            some = slice((number + passes.in_order()) % every, None, every)
-            alike = _equal(fingerprints.of([leaf[some] for leaf in leaves]), expected[some])
-            alike &= count == tf.shape(expected, out_type=tf.int64)[0]
-            with tf.control_dependencies([tf.debugging.Assert(alike, [CHANGED])]):
-                return [tf.identity(tensor) for tensor in came]
-
-        return _joined(element, found, finder)
-
-    with_reader = tf.data.Dataset.zip(_reader(), source, rows).enumerate()
-    first = with_reader.map(checked)
-    later = _mapped_inline(tf.data.Dataset.zip(source, rows).enumerate(), sampled)
-
-    @tf.autograph.experimental.do_not_convert
-    def one_pass(_: tf.Tensor) -> tf.data.Dataset:
-        every, none = tf.constant(-1, tf.int64), tf.constant(0, tf.int64)
-        known = passes.begin() > 0
-        begun = first.take(tf.where(known, none, every))
-        return begun.concatenate(later.take(tf.where(known, every, none)))
-
-    return tf.data.Dataset.range(1).flat_map(one_pass).with_options(source.options())
+    return _mapped_inline(tf.data.Dataset.zip(passes.places(), source, rows), join)
 
 
 class _Passes:
-    """Count the passes in which every batch was in its place.
+    """Count the passes in which every batch was in its place, and say what to check in the next.
 
     Args:
         finder: looks up what has another place.
         size: of a batch, but for the last one.
-        batches: of a pass.
+        batches: of a pass; negative where it does not end.
         least: from how many missing examples on to tell of them; None: not at all.
     """
 
     def __init__(self, finder: Finder, size: int, batches: int, least: int | None) -> None:
         self._finder, self._size, self._batches, self._least = finder, size, batches, least
-        self._moved: dict[int, tuple[int, int]] = {}  # by reader: batches out of place, examples
-        self._counts = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)
-        self._key = tf.zeros((), tf.int64)
+        self._moved: dict[int, tuple[int, int]] = {}  # by pass: batches out of place, examples
+        self._numbers = itertools.count()
+        self._in_order = 0  # passes since one was not in order
 
-    def in_order(self) -> tf.Tensor:
-        """Say how many passes there were since one was not in order."""
-        return self._counts.lookup(self._key)
+    def places(self) -> tf.data.Dataset:
+        """Give what is to do with each batch: `(where, begin, end, is_last)`.
 
-    def begin(self) -> tf.Tensor:
-        """Say so where a pass begins, and count it; one that is not in order is told of later."""
-        before = self.in_order()
-        counted = self._counts.insert(self._key, tf.where(before > 0, before + 1, before))
-        with tf.control_dependencies([counted]):
-            return tf.identity(before)
+        `where` is what `look_up` takes, the examples from `begin` to `end` are checked, and the
+        last batch of a pass that checks everything is looked up in any case. All is worked out in
+        one call of Python a pass: what is worked out for each batch costs as much each time.
+        """
+
+        def begun(_: tf.Tensor) -> list[tf.Tensor]:
+            parts = tf.numpy_function(self._begin, [], [tf.int64, tf.int64, tf.int64, tf.bool])
+            return [tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+        shapes = [(None, 3), (None,), (None,), (None,)]
+        one = tf.data.Dataset.range(1).map(lambda _: tuple(begun(_))).unbatch()
+        return one if self._batches >= 0 else one.repeat()
+
+    def _begin(self) -> list[np.ndarray]:
+        before = self._in_order
+        sampled = before > 0
+        self._in_order += sampled  # what is not in order is told of where it is seen
+        number = np.arange(self._batches if self._batches >= 0 else FOR_EVER)
+        is_last = number == self._batches - 1
+        each = max(1, self._size // EVERY)
+        begin = (number + before) % -(-self._size // each) * each
+        whole = is_last | (not sampled)  # whatever its size is
+        where = [np.full_like(number, next(self._numbers)), number, np.full_like(number, sampled)]
+        return [
+            np.stack(where, 1),
+            np.where(whole, 0, begin),
+            np.where(whole, np.iinfo(np.int64).max, begin + each),
+            is_last & (not sampled),
+        ]
 
     def look_up(
         self,
-        reader: np.int64,
-        number: np.int64,
+        where: np.ndarray,
         expected: np.ndarray,
         names: np.ndarray,
         *leaves: np.ndarray,
     ) -> list[np.ndarray]:
-        """Find the answers to a batch that has another place, or that is the last one."""
-        count, held = self._moved.pop(int(reader), (0, 0))
+        """Find the answers to a batch that has another place, or that is the last one.
+
+        Raises:
+            ValueError: "The data has changed since the last pass over it", "There are no soft
+                targets for …".
+        """
+        number_of_pass, number, sampled = map(int, where)
+        if sampled:
+            raise _changed()
+        count, held = self._moved.pop(number_of_pass, (0, 0))
         if number == self._batches - 1:
             orderly = not count and np.array_equal(names, expected)
-            self._counts.insert(self._key, self.in_order() + 1 if orderly else 0)
+            self._in_order = self._in_order + 1 if orderly else 0
             if self._least is not None:
-                seen = (int(number) - count) * self._size + held + len(names)
+                seen = (number - count) * self._size + held + len(names)
                 self._finder.tell(seen, self._least)
         else:
-            self._moved[int(reader)] = count + 1, held + len(names)
+            self._moved[number_of_pass] = count + 1, held + len(names)
         return self._finder(names, *leaves)
-
-
-def _reader() -> tf.data.Dataset:
-    """Give whoever reads it a number of its own, again and again."""
-    numbers = itertools.count()
-    one = tf.data.Dataset.range(1)
-    drawn = one.map(lambda _: tf.numpy_function(lambda: next(numbers), [], tf.int64))
-    return drawn.flat_map(lambda number: tf.data.Dataset.from_tensors(number).repeat())
 
 
 def _mapped_inline(dataset: tf.data.Dataset, function: Callable[..., tuple]) -> tf.data.Dataset:
@@ -285,6 +288,22 @@ def _mapped_inline(dataset: tf.data.Dataset, function: Callable[..., tuple]) -> 
     `Dataset.map` hands them to a pool of threads, which takes several times as long as they do.
     """
     return _MapDataset(dataset, function, use_inter_op_parallelism=False, force_synchronous=True)
+
+
+def _either(condition: tf.Tensor, then: Callable, other: Callable, *arguments: Any) -> Any:
+    """Call one of two functions, as `tf.cond`, in what one thread runs: that takes no switches."""
+    specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, arguments)
+    branches = [
+        tf.function(branch, autograph=False).get_concrete_function(*specs)
+        for branch in (then, other)
+    ]
+    return tf.raw_ops.If(
+        cond=condition,
+        input=tf.nest.flatten(arguments),
+        Tout=[spec.dtype for spec in specs[0]],
+        then_branch=branches[0],
+        else_branch=branches[1],
+    )
 
 
 def _equal(names: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:
@@ -310,6 +329,18 @@ def _rows_in_order(finder: Finder) -> tf.data.Dataset:
         return tuple(map(tf.ensure_shape, parts, [spec.shape for spec in specs]))
 
     return tf.data.Dataset.range(-(-store.count // each)).map(block).prefetch(1)
+
+
+def _changed() -> ValueError:
+    """Make the error for a sample that holds other examples than it held in the pass before."""
+    return checks.bad_value(
+        "The data has changed since the last pass over it.",
+        given="a batch with other examples than in the pass before, which was in the order of the "
+        "store",
+        expected="the same examples in the same order in each pass",
+        fix="shuffle and augment after attach; where the order before it may change, say so with "
+        "tf.data.Options().deterministic = False, and every batch is looked up.",
+    )
 
 
 def _reads_alike(dataset: tf.data.Dataset) -> bool:
