@@ -89,7 +89,8 @@ class AttachedTeacher:
             inputs: a first batch, which has been looked at.
             spec: its `tf.TensorSpec`s, as later batches have them.
         """
-        if self.jit_compile is False or (self.jit_compile == "auto" and not pays(self.model)):
+        wanted = pays(self.model) if self.jit_compile == "auto" else self.jit_compile
+        if not wanted or self._compiled is not None:
             return
         self._compiled = CompiledPass(self._pass)
         asked = tf.function(lambda x: self(x).own, autograph=False).get_concrete_function(spec)

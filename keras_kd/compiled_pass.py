@@ -27,11 +27,19 @@ def pays(model: keras.Model) -> bool:
 
     On an accelerator Keras lets XLA compile the whole step.
     """
-    if XLA is None or tf.config.list_physical_devices("GPU"):
+    if not compiles() or not model.built or model.count_params() < LARGE:
         return False
-    if not model.built or model.count_params() < LARGE or not supports_jit([model]):
-        return False
-    return not any(isinstance(layer, SLOWER) for layer in layers_of(model))
+    return supports_jit([model]) and not any(map(is_slow, layers_of(model)))
+
+
+def compiles() -> bool:
+    """Say whether it is for us to call XLA here."""
+    return XLA is not None and not tf.config.list_physical_devices("GPU")
+
+
+def is_slow(layer: keras.layers.Layer) -> bool:
+    """Say whether TensorFlow runs this layer as fast as XLA would, or faster."""
+    return isinstance(layer, SLOWER)
 
 
 class CompiledPass:

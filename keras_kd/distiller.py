@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_kd import checks, first_look, replicas, schedules, updates
+from keras_kd import checks, compiled_step, first_look, replicas, schedules, updates
 from keras_kd.attached import Answer
 from keras_kd.configs import restored
 from keras_kd.connections import Connections
@@ -231,9 +231,11 @@ class Distiller(keras.Model):
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if self._auto_scale_loss and not scaled and computes_in_float16(self.student):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        if kwargs.get("jit_compile", "auto") == "auto" and not supports_jit(self._teacher.models):
+        automatic = kwargs.get("jit_compile", "auto") == "auto"
+        if automatic and not supports_jit(self._teacher.models):
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        self._step = compiled_step.CompiledStep(automatic and not self.jit_compile)
         self._loss_tracker = LossTracker(name="loss")
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -374,32 +376,31 @@ class Distiller(keras.Model):
 
     def make_train_function(self, force: bool = False) -> None:
         """Prepare the step; the first execution looks at its first batch before training on it."""
-        super().make_train_function(force=force or not self._look.done)
+        undecided = not (self._look.done and self._step.decided)
+        super().make_train_function(force=force or undecided)
         complete = self.built and (self.connections.shapes is not None or not self.needs_teacher)
         if complete and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)  # before a callback restores it
-        execute: Any = self.train_function
-        if not self._look.done:
-            self.train_function = functools.partial(self._first_execution, execute)
+        if undecided:
+            self.train_function = functools.partial(self._first_execution, self.train_function)
 
-    def _first_execution(self, execute: Callable, iterator: Any) -> Any:
+    def _first_execution(self, execute: Any, iterator: Any) -> Any:
         first, again = first_look.peek(iterator, self.steps_per_execution)
+        if not self._look.done:
+            self._look_at(first_look.local_batch(first, self.distribute_strategy))
+        self.built, self.train_function = True, execute
+        prepare = functools.partial(first_look.compile_pass, self._teaching, first, iterator)
+        return self._step.first(self, again, iterator, prepare if self.needs_teacher else None)
+
+    def _look_at(self, batch: Any) -> None:
         if not self.trainable_variables and self.student.built:
             raise first_look.nothing_to_train(self.student.name)
+        teaching = self._teaching if self.needs_teacher else None
+        names = output_names(self.student) or []
         self._look.at_batch(
-            first_look.local_batch(first, self.distribute_strategy),
-            self._teaching if self.needs_teacher else None,
-            self._reader,
-            self.loss,
-            output_names(self.student) or [],
-            eagerly=self.run_eagerly,
+            batch, teaching, self._reader, self.loss, names, eagerly=self.run_eagerly
         )
         refuse_shared_weights(self._teacher.models, self.student)
-        if self.needs_teacher and not self.run_eagerly:
-            first_look.compile_pass(self._teaching, first, iterator)
-        self.built = True
-        self.train_function = execute
-        return execute(again)
 
     # --- saving ---------------------------------------------------------------------------------
 

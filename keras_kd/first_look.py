@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -124,12 +125,12 @@ def input_specs(model: keras.Model) -> Any:
     return keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype, t.name), structure)
 
 
-def peek(iterator: Any, steps: int) -> tuple[Any, Any]:
+def peek(iterator: Any, steps: int) -> tuple[Any, Callable[[], Iterator]]:
     """Take the batches of one execution from an iterator, to look at before they are trained on.
 
     Returns:
-        The first batch, and an iterator over all that were taken, of the same kind wherever
-        possible, so that no batch is lost, none is read twice and nothing is traced twice.
+        The first batch, and what makes an iterator over all that were taken, of the same kind
+        wherever possible, so that no batch is lost, none is read twice and nothing is traced twice.
 
     Raises:
         ValueError: "There is no data to train on", and what Python code in the data set raises.
@@ -146,7 +147,7 @@ def peek(iterator: Any, steps: int) -> tuple[Any, Any]:
             fix="check the file, the split and the filters of the data; a data set that was read "
             "to its end must be made again, or repeated.",
         )
-    return taken[0], _again(taken, iterator)
+    return taken[0], functools.partial(_again, taken, iterator)
 
 
 def _in_its_own_words(error: Exception) -> Exception:

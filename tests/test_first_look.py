@@ -262,10 +262,11 @@ def test_ragged_and_sparse_inputs_train_as_in_keras():
 
 def test_a_look_at_an_iterator_loses_nothing():
     first, again = first_look.peek(iter([1, 2, 3]), 2)
-    assert (first, list(again)) == (1, [1, 2])
+    assert (first, list(again()), list(again())) == (1, [1, 2], [1, 2])
     ds = tf.data.Dataset.range(5)
     iterator = iter(ds)
-    first, again = first_look.peek(iterator, 2)
+    first, make = first_look.peek(iterator, 2)
+    again = make()
     assert isinstance(again, tf.data.Iterator) and again.element_spec == iterator.element_spec
     assert [int(v) for v in [*again, *iterator]] == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="There is no data to train on"):

@@ -262,7 +262,7 @@ class MutualDistiller(keras.Model):
         _refuse_shared_weights(self.students)
         self.built = True
         self.train_function = execute
-        return execute(again)
+        return execute(again())
 
     # --- saving ---------------------------------------------------------------------------------
 
