@@ -212,7 +212,8 @@ class Distiller(keras.Model):
                 several outputs. `None` is allowed at `student_loss_weight=0`.
             metrics: metrics on the true labels, as in Keras.
             **kwargs: `loss_weights`, `weighted_metrics`, `run_eagerly`, `steps_per_execution`,
-                `jit_compile`, `auto_scale_loss`, as in Keras.
+                `auto_scale_loss`, as in Keras; `jit_compile`, whose default `"auto"` also lets XLA
+                compile the step of a large student without convolutions on a CPU.
 
         Raises:
             ValueError: "A student loss is needed" for `loss=None` at a weight above 0.
@@ -395,11 +396,9 @@ class Distiller(keras.Model):
     def _look_at(self, batch: Any) -> None:
         if not self.trainable_variables and self.student.built:
             raise first_look.nothing_to_train(self.student.name)
-        teaching = self._teaching if self.needs_teacher else None
+        asked = self._teaching if self.needs_teacher else None
         names = output_names(self.student) or []
-        self._look.at_batch(
-            batch, teaching, self._reader, self.loss, names, eagerly=self.run_eagerly
-        )
+        self._look.at_batch(batch, asked, self._reader, self.loss, names, eagerly=self.run_eagerly)
         refuse_shared_weights(self._teacher.models, self.student)
 
     # --- saving ---------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def test_the_default_is_the_papers_distance_up_to_the_number_of_elements(feature
 )
 def test_cosine_similarity_is_minus_the_mean_cosine_of_the_channels(features, loss):
     value = float(FeatureDistillation(loss=loss).compute_loss(*features))
-    assert value == pytest.approx(-references.cosine(*features).mean(), rel=1e-6)
+    mean = -references.cosine(*features).mean()  # of numbers up to 1, which nearly cancel
+    assert value == pytest.approx(mean, rel=1e-6, abs=1e-7)
 
 
 def test_any_keras_loss_or_function_serves(features):
