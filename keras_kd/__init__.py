@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keras_kd import checks
+from keras_kd import checks, freed_memory
 
 __version__ = "0.1.0"
 
@@ -75,6 +75,9 @@ if TYPE_CHECKING:
     from keras_kd.soft_targets import SoftTargets
     from keras_kd.teachers import EnsembleTeacher, Teacher
     from keras_kd.teaching import MutualDistiller
+
+
+freed_memory.keep()  # before TensorFlow runs: memory that it has had since stays as it was
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,6 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
-from keras_kd import freed_memory
 from keras_kd.compiled_pass import compiles, is_slow
 from keras_kd.keras_models import layers_of
 
@@ -45,7 +44,6 @@ class CompiledStep:
             iterator: what the later batches come from.
             prepare: is called before the plain step runs.
         """
-        freed_memory.keep()
         plain, self.decided = distiller.train_function, True
         if self._auto and _pays(distiller, iterator):
             steps = int(distiller.optimizer.iterations)
