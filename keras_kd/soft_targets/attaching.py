@@ -229,12 +229,12 @@ class _Passes:
         one call of Python a pass: what is worked out for each batch costs as much each time.
         """
 
-        def begun(_: tf.Tensor) -> list[tf.Tensor]:
+        def begun(_: tf.Tensor) -> tuple[tf.Tensor, ...]:
             parts = tf.numpy_function(self._begin, [], [tf.int64, tf.int64, tf.int64, tf.bool])
-            return [tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+            return tuple(map(tf.ensure_shape, parts, shapes))
 
         shapes = [(None, 3), (None,), (None,), (None,)]
-        one = tf.data.Dataset.range(1).map(lambda _: tuple(begun(_))).unbatch()
+        one = tf.data.Dataset.range(1).map(begun).unbatch()
         return one if self._batches >= 0 else one.repeat()
 
     def _begin(self) -> list[np.ndarray]:
