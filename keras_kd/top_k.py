@@ -23,6 +23,7 @@ Tensor = Any
 PLACES = tf.TensorSpec((None, None), tf.int32)
 EMPTY = 200.0  # e⁻²⁰⁰ is 0 in float32, and its logarithm still a number
 ROUNDING = 2.0**-24  # half a step between float32 numbers, relative to the number
+MANY = 512  # classes from which one pass that XLA compiles beats the operations one by one
 
 
 class TopKLogits:
@@ -209,7 +210,8 @@ def coarsen(
         kept = tf.gather(rows, places, axis=1, batch_dims=1)
         sides = _beside_nothing(teacher.logits, temperature), _beside_nothing(kept, temperature)
     else:
-        at_once = None not in student.shape[1:]  # else each length would be compiled anew
+        fixed = None not in student.shape[1:]  # else each length would be compiled anew
+        at_once = fixed and teacher.count >= MANY
         index = teacher.temperatures.index(temperature)
         parts = teacher.logits, teacher.log_sum_exp[..., index : index + 1]
         known = (tf.reshape(part, (-1, part.shape[-1])) for part in parts)
@@ -248,8 +250,8 @@ def _with_rest(logits: Tensor, total: Tensor, temperature: Tensor) -> Tensor:
 def _kept_and_rest(logits: Tensor, classes: Tensor, temperature: float, at_once: bool) -> Tensor:
     """Return the student's kept logits and its rest class, `(rows, k + 1)`.
 
-    Forward and backward are a pass each over the logits, which XLA fuses; backward computes the
-    exponentials again, which is cheaper than keeping them.
+    Forward and backward are a pass each over the logits, which XLA fuses where it is asked to;
+    backward computes the exponentials again, which is cheaper than keeping them.
     """
     forward, backward = _forward, _backward
     if not at_once:
