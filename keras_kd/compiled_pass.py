@@ -42,6 +42,12 @@ def is_slow(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, SLOWER)
 
 
+def is_fixed(part: Any) -> bool:
+    """Say whether a tensor or its spec has one shape but for the batch, and a type XLA takes."""
+    dense = isinstance(part, (tf.Tensor, tf.TensorSpec)) and part.dtype != tf.string
+    return dense and bool(part.shape.rank) and part.shape[1:].is_fully_defined()
+
+
 class CompiledPass:
     """A function of a batch that XLA compiles, inside whatever graph it is called in.
 
@@ -62,11 +68,12 @@ class CompiledPass:
     def takes(self, inputs: Any) -> bool:
         """Say whether it can be called on these inputs, in what is traced now.
 
-        It cannot where shapes are known only batch by batch: XLA would compile anew for each.
+        It cannot where shapes are known only batch by batch: XLA would compile anew for each. A
+        mask would be lost.
         """
         if tf.executing_eagerly() or tf.distribute.has_strategy():
             return False
-        return all(map(_is_fixed, keras.tree.flatten(inputs)))
+        return all(is_fixed(leaf) and _mask(leaf) is None for leaf in keras.tree.flatten(inputs))
 
     def __call__(self, inputs: Any) -> Any:
         """Return what the function gives."""
@@ -75,13 +82,6 @@ class CompiledPass:
             if mask is not None:
                 leaf._keras_mask = mask
         return given
-
-
-def _is_fixed(leaf: Any) -> bool:
-    """Say whether a tensor has one shape but for the batch, and no mask, which would be lost."""
-    if not isinstance(leaf, tf.Tensor) or leaf.dtype == tf.string or _mask(leaf) is not None:
-        return False
-    return bool(leaf.shape.rank) and leaf.shape[1:].is_fully_defined()
 
 
 def _mask(leaf: Any) -> Any:

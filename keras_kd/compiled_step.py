@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
-from keras_kd.compiled_pass import compiles, is_slow
+from keras_kd.compiled_pass import compiles, is_fixed, is_slow
 from keras_kd.keras_models import layers_of
 
 LARGE = 1 << 15  # weights of a student from which the time to compile the step comes back
@@ -68,7 +68,7 @@ def _pays(distiller: Any, iterator: Any) -> bool:
         return False
     if tf.distribute.has_strategy() or not isinstance(iterator, tf.data.Iterator):
         return False
-    if not all(map(_is_fixed, tf.nest.flatten(iterator.element_spec, expand_composites=True))):
+    if not all(map(is_fixed, tf.nest.flatten(iterator.element_spec, expand_composites=True))):
         return False
     if distiller.student.count_params() < LARGE:
         return False
@@ -78,9 +78,3 @@ def _pays(distiller: Any, iterator: Any) -> bool:
         layer.supports_jit and layer.compute_dtype == "float32" and not is_slow(layer)
         for layer in layers
     )
-
-
-def _is_fixed(spec: Any) -> bool:
-    """Say whether a part of a batch has one shape but for the batch, and a type that XLA takes."""
-    dense = isinstance(spec, tf.TensorSpec) and spec.dtype != tf.string
-    return dense and bool(spec.shape.rank) and spec.shape[1:].is_fully_defined()

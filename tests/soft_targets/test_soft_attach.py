@@ -13,8 +13,9 @@ import tensorflow as tf
 
 import keras_kd as kd
 from keras_kd import fingerprints
-from keras_kd.soft_targets import attaching
-from keras_kd.soft_targets.attaching import EVERY, Finder
+from keras_kd.soft_targets import in_order
+from keras_kd.soft_targets.finding import Finder
+from keras_kd.soft_targets.in_order import EVERY
 
 COUNT = 100
 
@@ -240,7 +241,7 @@ def looked_up(monkeypatch):
 
 @pytest.mark.parametrize("block", [1, 50, 4 * 2**20], ids="{} bytes".format)
 def test_data_in_order_meets_its_rows(soft, examples, looked_up, monkeypatch, block):
-    monkeypatch.setattr(attaching, "BLOCK_BYTES", block)
+    monkeypatch.setattr(in_order, "BLOCK_BYTES", block)
     for given in (plain(examples), plain(examples).batch(16), plain(examples).batch(7).repeat(2)):
         attached = soft.attach(given)
         del looked_up[:]  # of the look at the first batch
