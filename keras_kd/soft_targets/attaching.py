@@ -16,7 +16,7 @@ from keras_kd import checks, fingerprints
 from keras_kd.data.batching import is_batched
 from keras_kd.soft_targets import examples
 from keras_kd.soft_targets.finding import Finder, joined, tell_of_missing
-from keras_kd.soft_targets.in_order import beside_its_rows
+from keras_kd.soft_targets.in_order import begun_when_read, beside_its_rows
 from keras_kd.soft_targets.layout import FINGERPRINT_BYTES
 from keras_kd.soft_targets.store import Store
 
@@ -48,19 +48,9 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
         attached = _counted(attached, finder, whole or 1)
     if known != tf.data.UNKNOWN_CARDINALITY:
         attached = attached.apply(tf.data.experimental.assert_cardinality(known))
-    return _begun_when_read(attached.prefetch(tf.data.AUTOTUNE))
-
-
-def _begun_when_read(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Prepare a pass when its first batch is asked for, so that an iterator not read costs nothing.
-
-    Keras makes two iterators an epoch and reads one. The second part of a concatenation begins when
-    the first one, which is empty here, has ended. With a prefetch after it, as TensorFlow would add
-    one, the functions take twice as long to prepare.
-    """
     options = tf.data.Options()
-    options.experimental_optimization.inject_prefetch = False
-    return dataset.take(0).concatenate(dataset).with_options(options)
+    options.experimental_optimization.inject_prefetch = False  # it prepares all functions twice
+    return begun_when_read(attached).with_options(options)
 
 
 def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
@@ -73,7 +63,7 @@ def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
     def join(*element: Any) -> tuple:
         return joined(element, found, finder)
 
-    return source.map(join)
+    return source.map(join).prefetch(tf.data.AUTOTUNE)
 
 
 def _reads_alike(dataset: tf.data.Dataset) -> bool:

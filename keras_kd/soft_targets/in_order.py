@@ -1,11 +1,13 @@
-"""Join batches that come in the order of the store with a stream of its rows.
+"""Join batches that come in the order of the store with the rows of their places.
 
-What a batch holds is compared with what the rows beside it are of, and where they differ the rows
-are looked up; nothing else is between the batches but TensorFlow's operations.
+A pass compares the content of every example with that of its row, and looks up what has another
+place, in one small call of Python a batch. After a pass that came wholly in order a sample is
+compared: the rows are a stream beside the batches, with no Python between them.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -25,16 +27,16 @@ FOR_EVER = 2**12
 """How many batches of data without an end are a pass."""
 
 BLOCK_BYTES = 4 * 2**20
-"""How many bytes of rows are read at once, where they are read in order."""
+"""How many bytes of rows are read at once, where they are a stream."""
+
+END = np.iinfo(np.int64).max
+"""A place behind every example of a batch, and more passes than there can be."""
 
 
 def beside_its_rows(
     source: tf.data.Dataset, finder: Finder, size: int, batches: int, tells: bool
 ) -> tf.data.Dataset:
-    """Join batches with a stream of the rows, in which each has its place.
-
-    A pass checks every example and looks up what has another place, until one came wholly in order:
-    from then on a sample is checked.
+    """Join batches with the rows of their places.
 
     Args:
         source: batches of one size, but for the last of a pass.
@@ -44,28 +46,45 @@ def beside_its_rows(
         tells: whether to tell where the data ends too early.
     """
     whole = tf.nest.flatten(source.element_spec)[0].shape[0] is not None
-    passes = _Passes(finder, size, batches, (size if whole else 1) if tells else None)
-    rows = _rows_in_order(finder).rebatch(size, drop_remainder=whole).repeat()
+    passes = _Passes(finder, size, batches, whole, tells)
 
     @tf.autograph.experimental.do_not_convert
-    def join(place: tuple, element: Any, row: tuple) -> tuple:
-        (where, begin, end, is_last), (expected, *came) = place, row
-
+    def check(where: tf.Tensor, element: Any) -> tuple:
         def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
-            names = fingerprints.of([leaf[begin:end] for leaf in leaves])
-            alike = _equal(names, expected[begin:end])
-            if not whole:
-                alike &= tf.equal(tf.shape(leaves[0])[0], tf.shape(expected)[0])
-
-            def elsewhere(came: list[tf.Tensor], *given: tf.Tensor) -> list[tf.Tensor]:
-                return tf.numpy_function(passes.look_up, given, finder.dtypes)
-
-            given = (where, expected, names, *leaves)
-            return _either(alike & ~is_last, lambda came, *_: came, elsewhere, came, *given)
+            given = [where, fingerprints.of(leaves), *leaves]
+            return tf.numpy_function(passes.answers, given, finder.dtypes)
 
         return joined(element, found, finder)
 
-    return _mapped_inline(tf.data.Dataset.zip(passes.places(), source, rows), join)
+    @tf.autograph.experimental.do_not_convert
+    def sample(row: tuple, element: Any) -> tuple:
+        begin, end, expected, *answers = row
+
+        def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
+            names = fingerprints.of([tf.strided_slice(leaf, begin, end) for leaf in leaves])
+            alike = _equal(names, tf.strided_slice(expected, begin, end))
+            if not whole:
+                alike &= tf.equal(tf.shape(leaves[0])[0], tf.shape(expected)[0])
+            with tf.control_dependencies([tf.debugging.Assert(alike, [str(_changed())])]):
+                return [tf.identity(answer) for answer in answers]
+
+        return joined(element, found, finder)
+
+    checked = _mapped_inline(tf.data.Dataset.zip(passes.places(), source), check)
+    if batches < 0:
+        return checked.prefetch(tf.data.AUTOTUNE)
+    sampled = _mapped_inline(tf.data.Dataset.zip(passes.rows(), source), sample)
+    kinds = [begun_when_read(kind.prefetch(tf.data.AUTOTUNE)) for kind in (checked, sampled)]
+    return tf.data.Dataset.choose_from_datasets(kinds, passes.kinds())
+
+
+def begun_when_read(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Prepare a pass when its first batch is asked for, so that an iterator not read costs nothing.
+
+    The second part of a concatenation begins when the first one, which is empty here, has ended.
+    Prefetch before it: what is behind a prefetch takes twice as long to prepare.
+    """
+    return dataset.take(0).concatenate(dataset)
 
 
 class _Passes:
@@ -75,74 +94,138 @@ class _Passes:
         finder: looks up what has another place.
         size: of a batch, but for the last one.
         batches: of a pass; negative where it does not end.
-        least: from how many missing examples on to tell of them; None: not at all.
+        whole: whether every batch is of this size.
+        tells: whether to tell where the data ends too early.
     """
 
-    def __init__(self, finder: Finder, size: int, batches: int, least: int | None) -> None:
-        self._finder, self._size, self._batches, self._least = finder, size, batches, least
+    def __init__(self, finder: Finder, size: int, batches: int, whole: bool, tells: bool) -> None:
+        self._finder, self._size, self._batches = finder, size, batches
+        self._whole, self._tells = whole, tells
+        rows = finder.store.count
+        self._cycle = rows // size if whole else -(-rows // size)  # batches of all rows
         self._moved: dict[int, tuple[int, int]] = {}  # by pass: batches out of place, examples
         self._numbers = itertools.count()
         self._in_order = 0  # passes since one was not in order
 
+    def kinds(self) -> tf.data.Dataset:
+        """Give for each batch of a pass 0, if every example is compared, or 1, if a sample is."""
+
+        def begun(_: np.int64) -> list[np.ndarray]:
+            sampled = self._in_order > 0
+            self._in_order += sampled  # what is not in order is told of where it is seen
+            return [np.full(self._batches, sampled, np.int64)]
+
+        return _stream(1, begun, [tf.TensorSpec((), tf.int64)])
+
     def places(self) -> tf.data.Dataset:
-        """Give what is to do with each batch: `(where, begin, end, is_last)`.
+        """Give for each batch what `answers` takes: the number of the pass, and its own in it."""
+        endless = self._batches < 0
 
-        `where` is what `look_up` takes, the examples from `begin` to `end` are checked, and the
-        last batch of a pass that checks everything is looked up in any case. All is worked out in
-        one call of Python a pass: what is worked out for each batch costs as much each time.
-        """
+        def begun(part: np.int64) -> list[np.ndarray]:
+            number = np.arange(FOR_EVER if endless else self._batches) + part * FOR_EVER
+            return [np.stack([np.full_like(number, next(self._numbers)), number], 1)]
 
-        def begun(_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            parts = tf.numpy_function(self._begin, [], [tf.int64, tf.int64, tf.int64, tf.bool])
-            return tuple(map(tf.ensure_shape, parts, shapes))
+        return _stream(END if endless else 1, begun, [tf.TensorSpec((2,), tf.int64)])
 
-        shapes = [(None, 3), (None,), (None,), (None,)]
-        one = tf.data.Dataset.range(1).map(begun).unbatch()
-        return one if self._batches >= 0 else one.repeat()
-
-    def _begin(self) -> list[np.ndarray]:
-        before = self._in_order
-        sampled = before > 0
-        self._in_order += sampled  # what is not in order is told of where it is seen
-        number = np.arange(self._batches if self._batches >= 0 else FOR_EVER)
-        is_last = number == self._batches - 1
-        each = max(1, self._size // EVERY)
-        begin = (number + before) % -(-self._size // each) * each
-        whole = is_last | (not sampled)  # whatever its size is
-        where = [np.full_like(number, next(self._numbers)), number, np.full_like(number, sampled)]
-        return [
-            np.stack(where, 1),
-            np.where(whole, 0, begin),
-            np.where(whole, np.iinfo(np.int64).max, begin + each),
-            is_last & (not sampled),
-        ]
-
-    def look_up(
-        self,
-        where: np.ndarray,
-        expected: np.ndarray,
-        names: np.ndarray,
-        *leaves: np.ndarray,
+    def answers(
+        self, where: np.ndarray, names: np.ndarray, *leaves: np.ndarray
     ) -> list[np.ndarray]:
-        """Find the answers to a batch that has another place, or that is the last one.
+        """Return the flat answers to a batch: those of its place, if it is there.
+
+        Args:
+            where: the numbers of the pass, and of the batch in it.
+            names: the fingerprints of its examples.
+            *leaves: the flat arrays of its inputs.
 
         Raises:
-            ValueError: "The data has changed since the last pass over it", "There are no soft
-                targets for …".
+            ValueError: "There are no soft targets for …".
         """
-        number_of_pass, number, sampled = map(int, where)
-        if sampled:
-            raise _changed()
-        count, held = self._moved.pop(number_of_pass, (0, 0))
+        of_pass, number = where.tolist()
+        first = number % self._cycle
+        rows = self._between(first, first + 1)
+        alike = np.array_equal(names, rows[:, :FINGERPRINT_BYTES])
         if number == self._batches - 1:
-            orderly = not count and np.array_equal(names, expected)
-            self._in_order = self._in_order + 1 if orderly else 0
-            if self._least is not None:
-                seen = (number - count) * self._size + held + len(names)
-                self._finder.tell(seen, self._least)
-        else:
-            self._moved[number_of_pass] = count + 1, held + len(names)
-        return self._finder(names, *leaves)
+            self._end(*self._moved.pop(of_pass, (0, 0)), len(names), alike)
+        elif not alike:
+            count, held = self._moved.get(of_pass, (0, 0))
+            self._moved[of_pass] = count + 1, held + len(names)
+        return self._finder.answers(rows) if alike else self._finder(names, *leaves)
+
+    def _end(self, count: int, held: int, last: int, alike: bool) -> None:
+        """Note what a pass says in which every example was compared.
+
+        Args:
+            count: how many batches before the last one were out of place.
+            held: how many examples these held.
+            last: how many the last one held.
+            alike: whether the last one was in its place.
+        """
+        self._in_order = self._in_order + 1 if alike and not count else 0
+        if self._tells:
+            seen = (self._batches - 1 - count) * self._size + held + last
+            self._finder.tell(seen, self._size if self._whole else 1)
+
+    def rows(self) -> tf.data.Dataset:
+        """Give for each batch the rows of its place, and which of them to compare.
+
+        That is `(begin, end, fingerprints, *answers)`. The rows are read block by block, a block
+        being whole batches of one size.
+        """
+        each = max(1, self._size // EVERY)
+        most = max(1, BLOCK_BYTES // (self._finder.store.row_bytes * self._size))
+        full = self._finder.store.count // self._size
+        ends = [*range(most, full, most), *range(full, self._cycle + 1)]
+        cycles, others = divmod(self._batches, self._cycle)
+        blocks = cycles * len(ends) + (bisect.bisect_left(ends, others) + 1 if others else 0)
+
+        def block(number: np.int64) -> list[np.ndarray]:
+            cycle, place = divmod(int(number), len(ends))
+            first = ends[place - 1] if place else 0
+            last = min(ends[place], self._batches - cycle * self._cycle)
+            rows = self._between(first, last)
+            begin = (np.arange(first, last) + self._in_order) % -(-self._size // each) * each
+            end = begin + each
+            if len(rows) < (last - first) * self._size:
+                begin, end = np.array([0]), np.array([END])
+            parts = np.array(rows[:, :FINGERPRINT_BYTES]), *self._finder.answers(rows)
+            return [
+                begin[:, None],
+                end[:, None],
+                *(part.reshape(last - first, -1, *part.shape[1:]) for part in parts),
+            ]
+
+        bound, names = tf.TensorSpec((1,), tf.int64), (None, FINGERPRINT_BYTES)
+        answers = tf.nest.flatten(self._finder.specs)
+        return _stream(blocks, block, [bound, bound, tf.TensorSpec(names, tf.uint8), *answers])
+
+    def _between(self, first: int, last: int) -> np.ndarray:
+        """Read the rows of some batches that follow each other, counted from the first row."""
+        stop = min(last * self._size, self._finder.store.count)
+        return self._finder.store.between(first * self._size, stop)
+
+
+def _stream(
+    parts: int, function: Callable[[np.int64], list[np.ndarray]], specs: list[tf.TensorSpec]
+) -> tf.data.Dataset:
+    """Give what a function of Python holds for many batches at once, batch by batch.
+
+    What is worked out for each batch costs as much each time as what is worked out for all.
+
+    Args:
+        parts: how many times it is called.
+        function: number of the call -> arrays, whose first axis counts the batches.
+        specs: of the arrays of one batch.
+    """
+
+    def called(part: tf.Tensor) -> Any:
+        given = tf.numpy_function(function, [part], [spec.dtype for spec in specs])
+        given = [
+            tf.ensure_shape(array, (None, *spec.shape))
+            for array, spec in zip(given, specs, strict=True)
+        ]
+        return tuple(given) if len(given) > 1 else given[0]
+
+    return tf.data.Dataset.range(parts).map(called).prefetch(1).unbatch()
 
 
 def _mapped_inline(dataset: tf.data.Dataset, function: Callable[..., tuple]) -> tf.data.Dataset:
@@ -153,45 +236,10 @@ def _mapped_inline(dataset: tf.data.Dataset, function: Callable[..., tuple]) -> 
     return _MapDataset(dataset, function, use_inter_op_parallelism=False, force_synchronous=True)
 
 
-def _either(condition: tf.Tensor, then: Callable, other: Callable, *arguments: Any) -> Any:
-    """Call one of two functions, as `tf.cond`, in what one thread runs: that takes no switches."""
-    specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, arguments)
-    branches = [
-        tf.function(branch, autograph=False).get_concrete_function(*specs)
-        for branch in (then, other)
-    ]
-    return tf.raw_ops.If(
-        cond=condition,
-        input=tf.nest.flatten(arguments),
-        Tout=[spec.dtype for spec in specs[0]],
-        then_branch=branches[0],
-        else_branch=branches[1],
-    )
-
-
 def _equal(names: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:
     """Say whether all names are the expected ones; other numbers of them are not."""
     equal = tf.raw_ops.Equal(x=names, y=expected, incompatible_shape_error=False)
     return tf.reduce_all(tf.reshape(equal, [-1]))  # one False where the numbers differ
-
-
-def _rows_in_order(finder: Finder) -> tf.data.Dataset:
-    """Read all rows once, block by block: the names and the flat answers."""
-    store = finder.store
-    each = max(1, BLOCK_BYTES // store.row_bytes)
-
-    def read(block: np.int64) -> list[np.ndarray]:
-        start = int(block) * each
-        rows = store.rows(np.arange(start, min(start + each, store.count)))
-        return [np.ascontiguousarray(rows[:, :FINGERPRINT_BYTES]), *finder.answers(rows)]
-
-    specs = [tf.TensorSpec((None, FINGERPRINT_BYTES), tf.uint8), *tf.nest.flatten(finder.specs)]
-
-    def block(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        parts = tf.numpy_function(read, [number], [spec.dtype for spec in specs])
-        return tuple(map(tf.ensure_shape, parts, [spec.shape for spec in specs]))
-
-    return tf.data.Dataset.range(-(-store.count // each)).map(block).prefetch(1)
 
 
 def _changed() -> ValueError:

@@ -194,6 +194,11 @@ class Layout:
             ]
         )
 
+    def flat_fields(self) -> list[tuple[str, str]]:
+        """Name the field of `record` and the dtype of each flat part of what `teacher_of` gives."""
+        order = tf.nest.flatten(self._pack([*range(len(self.columns))]))
+        return [(str(number), _travelling(self.columns[number].dtype)) for number in order]
+
     def specs(self) -> dict[str, Any]:
         """Describe what `teacher_of` gives, as `tf.TensorSpec`s whose batch is not known."""
         return self._pack(

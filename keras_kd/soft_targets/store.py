@@ -111,6 +111,18 @@ class Store:
             rows[places] = self._take(shard, numbers[places] - shard * self._each)
         return rows
 
+    def between(self, first: int, last: int) -> np.ndarray:
+        """Read the rows from `first` to before `last`, without a copy where one shard holds them.
+
+        Raises:
+            ValueError: "… is damaged".
+        """
+        shard = first // self._each
+        start = shard * self._each
+        if last <= start + self._each:
+            return self._map(shard)[first - start : last - start]
+        return self.rows(np.arange(first, last))
+
     def find(self, wanted: np.ndarray) -> np.ndarray:
         """Find the rows of some examples, through an index that is sorted on the first call.
 

@@ -239,15 +239,40 @@ def looked_up(monkeypatch):
     return sizes
 
 
-@pytest.mark.parametrize("block", [1, 50, 4 * 2**20], ids="{} bytes".format)
-def test_data_in_order_meets_its_rows(soft, examples, looked_up, monkeypatch, block):
-    monkeypatch.setattr(in_order, "BLOCK_BYTES", block)
-    for given in (plain(examples), plain(examples).batch(16), plain(examples).batch(7).repeat(2)):
-        attached = soft.attach(given)
-        del looked_up[:]  # of the look at the first batch
-        for _ in range(2):
-            seen(attached, examples)
-        assert len(looked_up) == 1  # the last batch of the pass that checks every example
+IN_ORDER = {
+    "one by one": lambda ds: ds,
+    "batches and a shorter one": lambda ds: ds.batch(16),
+    "whole batches": lambda ds: ds.batch(16, drop_remainder=True),
+    "several times": lambda ds: ds.batch(7).repeat(3),
+    "twice and a part": lambda ds: ds.batch(7).repeat(3).take(38),
+    "a part": lambda ds: ds.batch(16).take(3),
+    "in one batch": lambda ds: ds.batch(COUNT),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The data has fewer examples")
+@pytest.mark.parametrize("order", IN_ORDER)
+@pytest.mark.parametrize("block", [1, 800, 4 * 2**20], ids="{} bytes".format)
+def test_data_in_order_meets_its_rows(soft, examples, looked_up, monkeypatch, block, order):
+    """No example is looked up, neither in the pass that compares all nor in those after it."""
+    monkeypatch.setattr(in_order, "BLOCK_BYTES", block)  # 800: some batches at once, not all
+    compared = []
+    answers = in_order._Passes.answers
+    monkeypatch.setattr(
+        in_order._Passes,
+        "answers",
+        lambda self, where, names, *leaves: (
+            compared.append(len(names)) or answers(self, where, names, *leaves)
+        ),
+    )
+    given = IN_ORDER[order](plain(examples))
+    expected = [y for _, ys in given.as_numpy_iterator() for y in np.atleast_1d(ys)]
+    attached = soft.attach(given)
+    del looked_up[:]  # of the look at the first batch
+    for _ in range(3):
+        assert seen(attached, examples) == expected
+    assert sum(compared) == len(expected)
+    assert looked_up == []
 
 
 def test_data_in_another_order_is_looked_up(soft, examples, looked_up):
@@ -264,7 +289,7 @@ def test_where_the_order_breaks_the_rows_are_looked_up(soft, examples, looked_up
     del looked_up[:]
     for _ in range(3):
         assert seen(attached, examples) == order.tolist()
-    assert looked_up == [20, 20, 20] * 3  # the last batch is always looked up
+    assert looked_up == [20, 20] * 3
 
 
 MOVED = "The data has changed since the last pass over it"
@@ -374,7 +399,7 @@ def test_a_reader_beside_another_one_counts_for_itself(soft, examples, looked_up
     del looked_up[:]
     for _ in range(EVERY):
         assert seen(attached, examples) == order.tolist()
-    assert len(looked_up) == 2 * EVERY  # the batch with it, and the last one
+    assert len(looked_up) == EVERY  # the batch with it, in each pass
 
 
 def test_a_store_of_fewer_examples_than_a_batch(soft, examples, tmp_path):
