@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_kd import checks, student_losses
 from keras_kd.attached import Answer
 from keras_kd.connections import Connections
+from keras_kd.numbered import numbered
 from keras_kd.outputs import OutputReader, as_numbers, refuse_not_finite
 
 
@@ -163,7 +164,8 @@ def _again(taken: list, iterator: Any) -> Iterator:
     )
     if not plain:
         return iter(taken)
-    return iter(tf.data.Dataset.from_generator(lambda: iter(taken), output_signature=spec))
+    batches = [[leaf.numpy() for leaf in tf.nest.flatten(batch)] for batch in taken]
+    return iter(numbered(len(batches), batches.__getitem__, spec))
 
 
 def compile_pass(teaching: Any, first: Any, iterator: Any) -> None:

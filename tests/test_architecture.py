@@ -31,6 +31,7 @@ FLOORS = (
         "keras_models",
         "litert",
         "metrics",
+        "numbered",
         "outputs",
         "projectors",
         "reductions",
@@ -194,6 +195,9 @@ def test_what_is_never_written(path) -> None:
             assert not is_too_wide(node), f"{where}: say which error is expected"
         if isinstance(node, ast.Name):
             assert node.id != "hasattr", f"{where}: wiring does not ask hasattr"
+        if isinstance(node, ast.Attribute):
+            slows = node.attr == "from_generator"
+            assert not slows, f"{where}: every later step is slower for it, see keras_kd.numbered"
         if isinstance(node, ast.Raise) and node.exc is not None:
             unfinished = "NotImplementedError" in ast.unparse(node.exc)
             assert not unfinished, f"{where}: nothing is left for later"

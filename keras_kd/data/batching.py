@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,10 +31,7 @@ def batches(
     _check(size, batch_size, shuffle_seed, transform, drop_remainder)
     import tensorflow as tf
 
-    passes = tf.data.Dataset.from_generator(
-        _passes(size, shuffle_seed, repeat),
-        output_signature=(tf.TensorSpec((size,), tf.int64), tf.TensorSpec((), tf.int64)),
-    )
+    passes = _passes(size, shuffle_seed, repeat)
     with tf.device("CPU:0"):
         tensors = tf.nest.map_structure(tf.constant, examples)
 
@@ -103,27 +100,38 @@ def is_batched(
     )
 
 
-def _passes(
-    size: int, seed: int | None, repeat: bool
-) -> Callable[[], Iterator[tuple[np.ndarray, int]]]:
-    """Make the generator function of passes: the order of the rows and the transform's seed.
+def _passes(size: int, seed: int | None, repeat: bool) -> tf.data.Dataset:
+    """Make the passes: the order of the rows, and the transform's seed.
 
-    It draws raw bits of PCG64, whose stream NumPy keeps for good; the shuffles of its
-    `Generator`, and TensorFlow's (which mix in the global seed), promise less.
+    They draw raw bits of PCG64, whose stream NumPy keeps for good; the shuffles of its `Generator`,
+    and TensorFlow's (which mix in the global seed), promise less. No `from_generator` makes them:
+    it would slow down every later step under Python 3.11 (see `keras_kd.numbered`).
     """
+    import tensorflow as tf
+
     iterations = itertools.count()
 
-    def generate() -> Iterator[tuple[np.ndarray, int]]:
-        iteration = next(iterations)
-        for number in itertools.count() if repeat else range(1):
-            bits = np.random.PCG64([seed or 0, iteration, number])
-            transform_seed = int(bits.random_raw()) >> 1
-            order = np.arange(size)
-            if seed is not None:
-                order = np.argsort(bits.random_raw(size), kind="stable")
-            yield order, transform_seed
+    def begun(_: np.int64) -> np.int64:
+        return np.int64(next(iterations))
 
-    return generate
+    def drawn(iteration: np.int64, number: np.int64) -> tuple[np.ndarray, np.int64]:
+        bits = np.random.PCG64([seed or 0, int(iteration), int(number)])
+        transform_seed = np.int64(bits.random_raw() >> 1)
+        order = np.arange(size)
+        if seed is not None:
+            order = np.argsort(bits.random_raw(size), kind="stable")
+        return order, transform_seed
+
+    def of_iteration(zero: tf.Tensor) -> tf.data.Dataset:
+        iteration = tf.ensure_shape(tf.numpy_function(begun, [zero], tf.int64), ())
+        return numbers.map(lambda number: one_pass(iteration, number))
+
+    def one_pass(iteration: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        order, drawn_seed = tf.numpy_function(drawn, [iteration, number], [tf.int64, tf.int64])
+        return tf.ensure_shape(order, (size,)), tf.ensure_shape(drawn_seed, ())
+
+    numbers = tf.data.Dataset.range(np.iinfo(np.int64).max if repeat else 1)
+    return tf.data.Dataset.range(1).flat_map(of_iteration)
 
 
 def _check(

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_kd import checks, fingerprints
 from keras_kd.data.batching import is_batched
+from keras_kd.numbered import numbered
 
 
 class Batch(NamedTuple):
@@ -148,15 +149,15 @@ class Examples:
         mine = keras.tree.map_structure(lambda array: array[number::count], x)
         length = len(keras.tree.flatten(mine)[0])
 
-        def cut() -> Iterator[Any]:
-            for start in range(0, length, self._size):
-                piece = slice(start, start + self._size)
-                yield {"x": keras.tree.map_structure(lambda array: array[piece], mine)}  # noqa: B023
+        def cut(number: np.int64) -> list[np.ndarray]:
+            piece = slice(number * self._size, (number + 1) * self._size)
+            pieces = [array[piece] for array in tf.nest.flatten(mine)]
+            return [one.astype(object) if one.dtype.kind == "U" else one for one in pieces]
 
         specs = keras.tree.map_structure(
             lambda array: tf.TensorSpec((None, *array.shape[1:]), _dtype(array)), x
         )
-        pieces = tf.data.Dataset.from_generator(cut, output_signature={"x": specs})
+        pieces = numbered(-(-length // self._size), cut, {"x": specs})
         one = tf.constant(1, tf.int64)
         return pieces.map(lambda part: (part["x"], fingerprints.of(part["x"]), one))
 

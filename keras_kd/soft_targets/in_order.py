@@ -17,6 +17,7 @@ import tensorflow as tf
 from tensorflow.python.data.ops.map_op import _MapDataset  # with arguments that `map` lacks
 
 from keras_kd import checks, fingerprints
+from keras_kd.numbered import numbered
 from keras_kd.soft_targets.finding import Finder, joined
 from keras_kd.soft_targets.layout import FINGERPRINT_BYTES
 
@@ -216,16 +217,9 @@ def _stream(
         function: number of the call -> arrays, whose first axis counts the batches.
         specs: of the arrays of one batch.
     """
-
-    def called(part: tf.Tensor) -> Any:
-        given = tf.numpy_function(function, [part], [spec.dtype for spec in specs])
-        given = [
-            tf.ensure_shape(array, (None, *spec.shape))
-            for array, spec in zip(given, specs, strict=True)
-        ]
-        return tuple(given) if len(given) > 1 else given[0]
-
-    return tf.data.Dataset.range(parts).map(called).prefetch(1).unbatch()
+    together = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs]
+    packed = tuple(together) if len(together) > 1 else together[0]
+    return numbered(parts, function, packed).prefetch(1).unbatch()
 
 
 def _mapped_inline(dataset: tf.data.Dataset, function: Callable[..., tuple]) -> tf.data.Dataset:
