@@ -16,10 +16,10 @@ def keep() -> bool:
     """Let the process keep up to 64 MB of freed memory in each arena, once; say whether it does.
 
     Each step frees its intermediates and asks for as much again. glibc hands them back to the
-    system in between, and the page faults of the next step take up to a third of it. Called when
-    keras_kd is imported: once TensorFlow has run something, it does little. Only where the C
-    library is glibc, and where nobody has set it otherwise: by one of `NAMES` in the environment,
-    or by another allocator that is loaded.
+    system in between, and the page faults of the next step take up to half of it. Called when
+    keras_kd is imported. Only where the C library is glibc, and where nobody has set it otherwise:
+    by one of `NAMES` in the environment, or by another allocator that is loaded. What TensorFlow
+    sets later, for data from generators (see `keras_kd.numbered`), is left as it is.
 
     Reference:
         The GNU C Library, "Malloc Tunable Parameters": `mallopt`.
