@@ -292,6 +292,23 @@ def test_where_the_order_breaks_the_rows_are_looked_up(soft, examples, looked_up
     assert looked_up == [20, 20] * 3
 
 
+def test_labels_of_many_lengths_go_along(soft, examples):
+    x, labels = examples[0][:20], tf.ragged.constant([[1] * (n % 3) for n in range(20)])
+    attached = soft.attach(plain((x, labels)).batch(4).repeat(5))
+    for _ in range(2):
+        given = [label for _, batch in attached for label in batch.to_list()]
+        assert given == labels.to_list() * 5
+
+
+def test_the_data_is_not_held_many_times(tmp_path):
+    """TensorFlow copies what a data set holds as often as it occurs in another one."""
+    x = np.random.default_rng(0).normal(size=(1000, 1000)).astype("float32")
+    soft = kd.SoftTargets.build(triple, x, tmp_path / "s", outputs="values", verbose=0)
+    attached = soft.attach(plain(x).batch(100), batched=True)
+    held = len(attached._as_serialized_graph().numpy())
+    assert held < 2.1 * x.nbytes, "once where all is compared, once where a sample is"
+
+
 MOVED = "The data has changed since the last pass over it"
 
 
