@@ -19,7 +19,7 @@ from keras_kd.outputs import OutputReader
 from keras_kd.soft_batch import inputs_of
 from keras_kd.taps import TappedModel, call_model, check_inputs, output_names
 from keras_kd.teachers import AbsentTeacher, Teacher, as_teacher, no_model, refuse_shared_weights
-from keras_kd.trackers import LossTracker
+from keras_kd.trackers import LossTracker, logs
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -100,7 +100,7 @@ class Distiller(keras.Model):
         self._schedule_trackers = schedules.trackers(
             {"student_loss_weight": self.student_loss_weight, **self.connections.schedules()}
         )
-        self._evaluating = False
+        self._evaluating = self._one_loss = False
         self._unlabelled = {False: False, True: False}
         self._set_teacher(as_teacher(teacher))
         if student.built:
@@ -266,7 +266,11 @@ class Distiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._student_only():
             y_pred = self(x, training=False)
-            self._track_total(self.compute_loss(x, y, y_pred, sample_weight, training=False), x)
+            total = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+            known = y is not None and self._compile_loss is not None
+            self._one_loss = known and replicas.count() == 1 and not self.student.losses
+            if not self._one_loss:  # as in a student's own `evaluate`: one tracker
+                self._track_total(total, x)
             return self._results(x, y, y_pred, sample_weight)
 
     def learn(self, x: Any, training: bool) -> Answer:
@@ -352,13 +356,9 @@ class Distiller(keras.Model):
             absent += [self._loss_tracker] if self._evaluating else []
         if self._compile_metrics is not None and not self._compile_metrics.built:
             absent.append(self._compile_metrics)
-        hidden = {id(metric) for metric in absent}
-        results: dict[str, Any] = {}
-        for metric in self.metrics:
-            if id(metric) not in hidden:
-                result = metric.result()
-                results.update(result if isinstance(result, dict) else {metric.name: result})
-        return results
+        one = self._evaluating and self._one_loss
+        results = logs(self.metrics, [*absent, self._loss_tracker] if one else absent)
+        return {"loss": results["student_loss"], **results} if one else results
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the student on labelled data, as `keras.Model.evaluate`."""

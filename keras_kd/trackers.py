@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -26,3 +27,14 @@ class LossTracker(keras.metrics.Mean):
         """
         self.total.assign_add(values * sample_weight)
         self.count.assign_add(sample_weight)
+
+
+def logs(metrics: Iterable[keras.metrics.Metric], absent: Iterable) -> dict[str, Any]:
+    """Return what metrics say, by name, but for those that are absent."""
+    hidden = {id(metric) for metric in absent}
+    results: dict[str, Any] = {}
+    for metric in metrics:
+        if id(metric) not in hidden:
+            result = metric.result()
+            results.update(result if isinstance(result, dict) else {metric.name: result})
+    return results
