@@ -267,8 +267,9 @@ class Distiller(keras.Model):
         with self._student_only():
             y_pred = self(x, training=False)
             total = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-            known = y is not None and self._compile_loss is not None
-            self._one_loss = known and replicas.count() == 1 and not self.student.losses
+            known = y is not None and self._compile_loss is not None and replicas.count() == 1
+            own = type(self).compute_loss is Distiller.compute_loss  # a subclass may add to it
+            self._one_loss = known and own and not self.student.losses
             if not self._one_loss:  # as in a student's own `evaluate`: one tracker
                 self._track_total(total, x)
             return self._results(x, y, y_pred, sample_weight)

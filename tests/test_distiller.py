@@ -219,6 +219,26 @@ def test_a_step_calls_the_student_once_and_the_teacher_once():
     assert (teacher.calls, student.calls) == (3, 3)
 
 
+@pytest.mark.parametrize(("more", "regularizer"), [(0.0, None), (2.0, None), (0.0, "l2")])
+def test_the_loss_of_evaluate_is_all_that_compute_loss_gives(more, regularizer):
+    """Also where a subclass adds to it, or a layer of the student does."""
+
+    class Adding(kd.Distiller):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) + more
+
+    x, y = data()
+    student = mlp(4)
+    if regularizer:
+        student.layers[0].kernel.regularizer = keras.regularizers.get(regularizer)
+    distiller = (Adding if more else kd.Distiller)(mlp(16), student, kd.LogitsDistillation())
+    distiller.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    report = distiller.evaluate(x, y, batch_size=6, verbose=0, return_dict=True)
+    extra = more + float(sum(student.losses))
+    assert (extra > 0.0) == (more > 0.0 or regularizer is not None)
+    assert report["loss"] == pytest.approx(report["student_loss"] + extra, rel=1e-5)
+
+
 def test_evaluate_and_predict_never_call_the_teacher_and_move_no_variable():
     x, y = data()
     teacher = Subclassed(16)
