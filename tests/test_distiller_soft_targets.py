@@ -319,6 +319,13 @@ def test_a_layer_that_was_not_stored_is_refused(models, soft):
         make(soft, clone(models[1]), losses)
 
 
+def test_a_store_without_layers_says_how_to_store_one(models, batches, tmp_path):
+    plain = kd.SoftTargets.build(models[0], batches, tmp_path / "plain", verbose=0)
+    losses = kd.FeatureDistillation(teacher_layer_name="hidden", student_layer_name="hidden")
+    with pytest.raises(ValueError, match=r"none were stored\n  fix: .*layers=\['hidden'\]"):
+        make(plain, clone(models[1]), losses)
+
+
 def test_a_student_of_other_classes_is_refused_before_training(soft):
     with pytest.raises(ValueError, match="shapes of teacher and student differ"):
         make(soft, mlp(4, classes=5))

@@ -35,7 +35,7 @@ class AttachedTargets:
         self._directory = store.directory
         for path in paths:
             if path not in self._layout.layers:
-                raise checks.unknown_name("stored layer", path, list(self._layout.layers))
+                raise self._no_layer(path)
 
     def __call__(self, batch: Any) -> Answer:
         """Read the answer that came with the batch.
@@ -89,6 +89,17 @@ class AttachedTargets:
         """
         if np.any(np.asarray(raw[0]) != self._store):
             raise self._of_another_store()
+
+    def _no_layer(self, path: str) -> ValueError:
+        known = list(self._layout.layers)
+        if any(checks.closest(path, known)):
+            return checks.unknown_name("stored layer", path, known)
+        return checks.bad_value(
+            f"There is no stored layer {path!r}.",
+            given=repr(path),
+            expected=", ".join(known) or "no loss on the teacher's layers: none were stored",
+            fix=f"store it: kd.SoftTargets.build(…, layers=[{path!r}]) into another folder.",
+        )
 
     def _of_another_store(self) -> ValueError:
         return checks.bad_value(

@@ -105,10 +105,10 @@ def write(
     """
     with told:
         if (directory / MANIFEST).is_file() and not (directory / BUILDING).exists():
-            return _see_that_it_is_the_same(directory, plan, head, told, total)
+            return _see_that_it_is_the_same(directory, plan, batches, head, told)
         with Writer(directory) as writer:
             if writer.is_complete:
-                return _see_that_it_is_the_same(directory, plan, head, told, total)
+                return _see_that_it_is_the_same(directory, plan, batches, head, told)
             old = writer.planned
             writer.begin(plan, told.total_in_words(sure=total is not None))
             if old is not None:
@@ -126,10 +126,11 @@ def _fill(writer: Writer, batches: Batches, told: Told) -> str:
     for number, (names, rows) in enumerate(batches):
         data.update(np.ascontiguousarray(names))
         kept = number < writer.kept
-        if not kept:
+        if kept:
+            start = number * writer.batch_size
+            _refuse_other_names(writer.directory, writer.stored(number), names, start)
+        else:
             writer.append(rows())
-        elif not np.array_equal(writer.stored(number)[:, :FINGERPRINT_BYTES], names):
-            raise _other_data(writer.directory, number * writer.batch_size)
         told.advance(len(names), kept=kept)
         seen += 1
     if seen < writer.kept:
@@ -138,15 +139,31 @@ def _fill(writer: Writer, batches: Batches, told: Told) -> str:
 
 
 def _see_that_it_is_the_same(
-    directory: Path, plan: Mapping[str, Any], head: np.ndarray, told: Told, total: int | None
+    directory: Path, plan: Mapping[str, Any], batches: Batches, head: np.ndarray, told: Told
 ) -> None:
-    """Accept a complete store of the same build, or refuse it."""
+    """Accept a complete store of the same build, or refuse it; read the data to its end."""
     store = Store.open(directory)
     stored = store.rows(np.arange(min(len(head), store.count)))
     _refuse_other(directory, store.manifest["build"], plan, stored, head)
-    if total not in (None, store.count):
-        raise _other_data(directory, min(total or 0, store.count))
+    row = 0
+    for names, _ in batches:
+        stored = store.rows(np.arange(row, min(row + len(names), store.count)))
+        _refuse_other_names(directory, stored, names, row)
+        row += len(names)
+        told.advance(len(names), kept=False)
+    if row < store.count:
+        raise _other_data(directory, row)
     told.say(f"{directory} is already complete: {store.count:,} examples")
+
+
+def _refuse_other_names(directory: Path, stored: np.ndarray, names: np.ndarray, start: int) -> None:
+    """Refuse examples that are not those of the stored rows from `start` on."""
+    both = min(len(stored), len(names))
+    others = (stored[:both, :FINGERPRINT_BYTES] != names[:both]).any(axis=1)
+    if others.any():
+        raise _other_data(directory, start + int(others.argmax()))
+    if len(stored) != len(names):
+        raise _other_data(directory, start + both)
 
 
 def _refuse_other(
@@ -164,9 +181,8 @@ def _refuse_other(
             for key in changed
         ]
         raise _other_build(directory, "; ".join(differ))
-    names = slice(FINGERPRINT_BYTES)
-    if stored is not None and not np.array_equal(stored[:, names], head[:, names]):
-        raise _other_data(directory, 0)
+    if stored is not None:
+        _refuse_other_names(directory, stored, head[:, :FINGERPRINT_BYTES], 0)
     if old["teacher"]["fingerprint"] != plan["teacher"]["fingerprint"]:
         mine, theirs = (
             f"{side['teacher']['name']!r}, fingerprint {side['teacher']['fingerprint']:.12}"
@@ -215,7 +231,7 @@ def _other_data(directory: Path, row: int) -> ValueError:
         f"The data is not what the build in {directory} began with.",
         given=f"other examples from row {row:,} on, or another number of them",
         expected="the same examples in the same order",
-        fix="build from the same data, or into another folder.",
+        fix="build from the same data or into another folder, or delete this one.",
     )
 
 

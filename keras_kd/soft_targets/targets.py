@@ -178,7 +178,8 @@ class SoftTargets(Teacher):
         Killed at any moment, the same call goes on where it stopped (it reads the data again, and
         asks the teacher only for what is missing), to the same bytes. The memory that it takes
         does not depend on the length of the data. Logits and probabilities are kept as logits or
-        log-probabilities, values as values.
+        log-probabilities, values as values. Where the store is complete already, the same call
+        reads the data once, to see that it is the same; `SoftTargets(directory)` opens it at once.
 
         Args:
             teacher: a `keras.Model`, a list of them (an ensemble), a `kd.Teacher`, or any function

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_kd.soft_targets import SoftTargets, files, writing
 from keras_kd.soft_targets.store import Store
@@ -101,8 +102,6 @@ def test_other_data_in_the_folder(change, complete, tmp_path) -> None:
         with pytest.raises(KeyboardInterrupt):
             build(teacher, X, directory)
     stops = False
-    if complete and change == "later":  # a store that is complete is not read again to its end
-        return
     if not complete and change == "longer":  # there is no knowing that there was less of it
         assert len(build(teacher, other, directory)) == 100
         return
@@ -110,6 +109,32 @@ def test_other_data_in_the_folder(change, complete, tmp_path) -> None:
         build(teacher, other, directory)
     if not complete:
         build(teacher, X, directory).verify()
+
+
+FORMS = {
+    "arrays": lambda x: x,
+    "single": lambda x: tf.data.Dataset.from_tensor_slices((x, np.arange(len(x)))),
+    "batches": lambda x: tf.data.Dataset.from_tensor_slices(x).batch(7),
+}
+OTHER_DATA = {
+    "one example behind the first batch": (np.where(np.arange(50)[:, None] == 30, -X, X), 30),
+    "two that changed places": (X[[*range(17), 18, 17, *range(19, 50)]], 17),
+    "shorter by one batch": (X[:42], 42),
+    "longer by one example": (np.concatenate([X, X[:1]]), 50),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("change", OTHER_DATA)
+def test_a_complete_store_of_other_data_is_refused(change, form, tmp_path) -> None:
+    """Whatever the form tells of the length; the error names the first row that differs."""
+    directory = tmp_path / "soft"
+    build(double, X, directory)
+    before = contents(directory)
+    other, row = OTHER_DATA[change]
+    with pytest.raises(ValueError, match=rf"not what the build in[\s\S]*from row {row} on"):
+        build(double, FORMS[form](other), directory)
+    assert contents(directory) == before
 
 
 def test_two_processes_at_one_folder(tmp_path) -> None:
