@@ -1,9 +1,10 @@
-"""A Distiller's whole step as one that XLA compiles, where that is faster."""
+"""A Distiller's step in the graph: compiled by XLA as a whole where that is faster."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
@@ -13,6 +14,21 @@ from keras_kd.compiled_pass import compiles, is_fixed, is_slow
 from keras_kd.keras_models import layers_of
 
 LARGE = 1 << 15  # weights of a student from which the time to compile the step comes back
+
+Method = TypeVar("Method", bound=Callable)
+
+
+def without_autograph(step: Method) -> Method:
+    """Let AutoGraph leave a step as it is where a user's own `tf.function` calls it.
+
+    To rewrite the step's Python takes ten seconds and changes nothing. The decorated method does
+    not lead to the bare one: by `__wrapped__`, TensorFlow would call that without `self` where the
+    bound method is an argument of a `tf.function`.
+    """
+    plain = tf.autograph.experimental.do_not_convert(step)
+    plain.__signature__ = inspect.signature(step)
+    del plain.__wrapped__
+    return plain
 
 
 class CompiledStep:

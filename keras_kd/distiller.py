@@ -219,13 +219,7 @@ class Distiller(keras.Model):
             ValueError: "A student loss is needed" for `loss=None` at a weight above 0.
         """
         if loss is None and self.needs_labels:
-            raise checks.bad_value(
-                f"A student loss is needed at student_loss_weight={self.student_loss_weight}.",
-                given="compile(loss=None)",
-                expected="a loss on the labels",
-                fix="pass loss=…, or make the Distiller with student_loss_weight=0 to learn from "
-                "the teacher alone.",
-            )
+            raise first_look.no_loss(self.student_loss_weight)
         self.connections.refuse_names(metrics)
         self._auto_scale_loss = kwargs.get("auto_scale_loss", True)
         optimizer = keras.optimizers.get(optimizer)
@@ -248,6 +242,7 @@ class Distiller(keras.Model):
         if not self.student.built:
             self.student.build(input_shape)
 
+    @compiled_step.without_autograph
     def train_step(self, data: Any) -> dict[str, Any]:
         """Learn from one batch: the teacher outside the tape, the student once inside it."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -261,6 +256,7 @@ class Distiller(keras.Model):
         self._track_total(total, x)
         return self._results(x, y, student.own, sample_weight)
 
+    @compiled_step.without_autograph
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate the student on the labels alone; the teacher is not called."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

@@ -197,6 +197,17 @@ def no_labels(weight: float) -> ValueError:
     )
 
 
+def no_loss(weight: Any) -> ValueError:
+    """Make the error for `compile` without a loss where the labels count."""
+    return checks.bad_value(
+        f"A student loss is needed at student_loss_weight={weight}.",
+        given="compile(loss=None)",
+        expected="a loss on the labels",
+        fix="pass loss=…, or make the Distiller with student_loss_weight=0 to learn from the "
+        "teacher alone.",
+    )
+
+
 def nothing_to_train(name: str) -> ValueError:
     """Make the error for a student without trainable weights."""
     return checks.bad_value(

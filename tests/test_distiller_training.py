@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import tensorflow as tf
 
 import keras_kd as kd
 from tests.models import LOGITS, data, mlp
-from tests.test_distiller import clone, difference, make
+from tests.test_distiller import clone, difference, make, one_step
 
 
 class Batches(keras.utils.PyDataset):
@@ -271,3 +274,30 @@ def test_a_user_s_own_train_step_may_build_on_ours():
     distiller = Noisy(mlp(16), mlp(4), kd.LogitsDistillation())
     distiller.compile("sgd", LOGITS)
     assert np.isfinite(distiller.fit(x, y, verbose=0).history["loss"][0])
+
+
+CALLS = {
+    "closed over": lambda step: tf.function(lambda *batch: step(batch)),
+    "itself": lambda step: lambda *batch: tf.function(step)(batch),
+    "an argument": lambda step: lambda *batch: tf.function(lambda f, b: f(b))(step, batch),
+}
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_the_steps_work_in_a_user_s_own_loop_and_autograph_has_nothing_to_say(way, caplog):
+    """A custom training loop calls `train_step` in a `tf.function`, whose default is AutoGraph."""
+    x, y = data()
+    first = make()
+    second = make(first.teacher, clone(first.student))
+    train, test = (CALLS[way](step) for step in (first.train_step, first.test_step))
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(caplog.handler)
+    try:
+        mine = {name: float(value) for name, value in train(x, y).items()}
+        test(x, y)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert mine == pytest.approx(one_step(second, x, y), rel=1e-5)
+    assert difference(first.student, second.student) < 1e-6
+    assert [record.getMessage() for record in caplog.records] == []
+    assert list(inspect.signature(first.train_step).parameters) == ["data"]

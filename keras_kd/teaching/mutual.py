@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import checks
+from keras_kd.compiled_step import without_autograph
 from keras_kd.configs import restored
 from keras_kd.first_look import local_batch, peek
 from keras_kd.losses import LogitsDistillation
@@ -193,6 +194,7 @@ class MutualDistiller(keras.Model):
         for pupil in self._pupils:
             pupil.build(input_shape)
 
+    @without_autograph
     def train_step(self, data: Any) -> dict[str, Any]:
         """Run every student once; each learns from the labels and from its peers' answers."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -209,6 +211,7 @@ class MutualDistiller(keras.Model):
             pupil.log(total, x, y, answer, sample_weight)
         return self.get_metrics_result()
 
+    @without_autograph
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate every student on the labels alone."""
         with self._students_only():

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import checks, replicas, schedules
+from keras_kd.compiled_step import without_autograph
 from keras_kd.configs import restored
 from keras_kd.distiller import Distiller
 from keras_kd.teachers import Teacher, no_model
@@ -123,6 +124,7 @@ class SelfDistiller(Distiller):
         keras.Model.trainable.fset(self, value)
         self.average.trainable = False
 
+    @without_autograph
     def train_step(self, data: Any) -> dict[str, Any]:
         """Learn from one batch; then let the average follow the student."""
         before = tf.identity(self.optimizer.iterations)
