@@ -231,7 +231,8 @@ class Distiller(keras.Model):
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
         self._step = compiled_step.CompiledStep(automatic and not self.jit_compile)
-        self._loss_tracker = LossTracker(name="loss")
+        # Keras lists its loss tracker by itself, so it is not to be tracked as an attribute besides
+        object.__setattr__(self, "_loss_tracker", LossTracker(name="loss"))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the student's outputs."""

@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 class LossTracker(keras.metrics.Mean):
     """The mean of one number a step, each counted by as many examples as it stands for.
 
     Keras's `Mean` takes tensors of any shape, and brings them to one; that is a dozen operations
-    for each loss in each step.
+    for each loss in each step. It also sets itself to 0 and tells its mean in half the time, which
+    is most of what an `evaluate` costs besides its batches.
 
     Args:
         name: name in the logs.
@@ -27,6 +29,16 @@ class LossTracker(keras.metrics.Mean):
         """
         self.total.assign_add(values * sample_weight)
         self.count.assign_add(sample_weight)
+
+    def reset_state(self) -> None:
+        """Begin anew."""
+        zero = tf.constant(0.0)
+        for number in (self.total.value, self.count.value):
+            number.assign(zero, read_value=False)
+
+    def result(self) -> Any:
+        """Return the mean so far, a float32 scalar; 0 of nothing."""
+        return tf.math.divide_no_nan(self.total.value, self.count.value)
 
 
 def logs(metrics: Iterable[keras.metrics.Metric], absent: Iterable) -> dict[str, Any]:
