@@ -299,5 +299,5 @@ def test_the_steps_work_in_a_user_s_own_loop_and_autograph_has_nothing_to_say(wa
         logger.removeHandler(caplog.handler)
     assert mine == pytest.approx(one_step(second, x, y), rel=1e-5)
     assert difference(first.student, second.student) < 1e-6
-    assert [record.getMessage() for record in caplog.records] == []
+    assert not [said for said in caplog.messages if "AutoGraph" in said]
     assert list(inspect.signature(first.train_step).parameters) == ["data"]
