@@ -100,7 +100,7 @@ class Distiller(keras.Model):
         self._schedule_trackers = schedules.trackers(
             {"student_loss_weight": self.student_loss_weight, **self.connections.schedules()}
         )
-        self._evaluating = self._one_loss = False
+        self._evaluations, self._one_loss = 0, False
         self._unlabelled = {False: False, True: False}
         self._set_teacher(as_teacher(teacher))
         if student.built:
@@ -269,7 +269,7 @@ class Distiller(keras.Model):
             self._one_loss = known and own and not self.student.losses
             if not self._one_loss:  # as in a student's own `evaluate`: one tracker
                 self._track_total(total, x)
-            return self._results(x, y, y_pred, sample_weight)
+            return first_look.evaluated(self._results(x, y, y_pred, sample_weight), y)
 
     def learn(self, x: Any, training: bool) -> Answer:
         """Run the student once, with its taps."""
@@ -302,9 +302,8 @@ class Distiller(keras.Model):
             return total
         factors = self.connections.factors_at(step)
         values = self.connections.values(teacher, student, y, weight, step, training=True)
-        for tracker, factor, (value, count) in zip(
-            self._loss_trackers, factors, values, strict=True
-        ):
+        terms = zip(self._loss_trackers, factors, values, strict=True)
+        for tracker, factor, (value, count) in terms:
             tracker.update_state(value, sample_weight=count)
             if not isinstance(factor, float) or factor:
                 total += (1.0 - share) * factor * replicas.share(count) * value
@@ -363,13 +362,17 @@ class Distiller(keras.Model):
         with self._student_only():
             return super().evaluate(*args, **kwargs)
 
+    @property
+    def _evaluating(self) -> bool:
+        return self._evaluations > 0
+
     @contextlib.contextmanager
     def _student_only(self) -> Iterator[None]:
-        before, self._evaluating = self._evaluating, True
+        self._evaluations += 1  # a number, since replicas take turns inside
         try:
             yield
         finally:
-            self._evaluating = before
+            self._evaluations -= 1
 
     # --- the first look -------------------------------------------------------------------------
 

@@ -208,6 +208,22 @@ def no_loss(weight: Any) -> ValueError:
     )
 
 
+def evaluated(logs: dict[str, Any], y: Any) -> dict[str, Any]:
+    """Return the logs of an evaluation, or refuse one that had nothing to look at.
+
+    Raises:
+        ValueError: "There is nothing to evaluate".
+    """
+    if logs:
+        return logs
+    raise checks.bad_value(
+        "There is nothing to evaluate: `evaluate` compares the student with labels.",
+        given="batches without labels" if y is None else "labels, and no loss or metrics for them",
+        expected="batches (x, y), and a loss or metrics in `compile`",
+        fix="give the labels." if y is None else "compile with a loss or metrics.",
+    )
+
+
 def nothing_to_train(name: str) -> ValueError:
     """Make the error for a student without trainable weights."""
     return checks.bad_value(

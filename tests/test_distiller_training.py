@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import typing
 
 import keras
 import numpy as np
@@ -300,4 +301,21 @@ def test_the_steps_work_in_a_user_s_own_loop_and_autograph_has_nothing_to_say(wa
     assert mine == pytest.approx(one_step(second, x, y), rel=1e-5)
     assert difference(first.student, second.student) < 1e-6
     assert not [said for said in caplog.messages if "AutoGraph" in said]
-    assert list(inspect.signature(first.train_step).parameters) == ["data"]
+    for step in (first.train_step, first.test_step):
+        assert list(inspect.signature(step).parameters) == ["data"]
+        assert typing.get_type_hints(step) == {"data": typing.Any, "return": dict[str, typing.Any]}
+
+
+@pytest.mark.parametrize("eagerly", [True, False])
+def test_nothing_to_evaluate_is_said(eagerly):
+    x, y = data()
+    settings = {"loss": None, "metrics": None, "run_eagerly": eagerly}
+    distiller = make(student_loss_weight=0.0, compile_with=settings)
+    distiller.fit(x, verbose=0)
+    with pytest.raises(ValueError, match=r"nothing to evaluate[\s\S]*give the labels"):
+        distiller.evaluate(x, verbose=0)
+    with pytest.raises(ValueError, match=r"nothing to evaluate[\s\S]*a loss or metrics"):
+        distiller.evaluate(x, y, verbose=0)
+    settings["metrics"] = ["accuracy"]
+    measured = make(student_loss_weight=0.0, compile_with=settings)
+    assert list(measured.evaluate(x, y, verbose=0, return_dict=True)) == ["accuracy"]

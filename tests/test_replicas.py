@@ -85,6 +85,20 @@ def test_evaluation_over_two_replicas_equals_one_device(mirrored):
     assert sorted(reports[1]) == ["accuracy", "loss", "student_loss"]
 
 
+def test_single_batches_over_two_replicas(mirrored):
+    """Replicas take turns inside a step, and each keeps to the pass that it is in."""
+    x, y = data(8)
+    with mirrored.scope():
+        distiller = kd.Distiller(model(9), model(4), kd.LogitsDistillation())
+        distiller.compile("sgd", LOGITS)
+    expected = LOGITS(y, distiller.student(x)).numpy() + sum(distiller.student.losses).numpy()
+    report = distiller.test_on_batch(x, y, return_dict=True)
+    assert report["loss"] == pytest.approx(expected, rel=1e-5)
+    assert sorted(report) == ["loss", "student_loss"]
+    learned = distiller.train_on_batch(x, y, return_dict=True)
+    assert sorted(learned) == ["logits_distillation", "loss", "student_loss"]
+
+
 def test_masked_sequences_over_two_replicas_equal_one_device(mirrored):
     def sequence(width):
         return keras.Sequential(

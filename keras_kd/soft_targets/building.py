@@ -114,13 +114,13 @@ def write(
             if old is not None:
                 stored = writer.stored(0) if writer.kept else None
                 _refuse_other(directory, old, plan, stored, head)
-            data = _fill(writer, batches, told)
+            data = _fill(writer, plan, batches, told)
             writer.finish(data)
         told.end(directory, Store.open(directory).bytes)
     return None
 
 
-def _fill(writer: Writer, batches: Batches, told: Told) -> str:
+def _fill(writer: Writer, plan: Mapping[str, Any], batches: Batches, told: Told) -> str:
     """Write what is missing; return the fingerprint of all the data."""
     data, seen = files.checksum(), 0
     for number, (names, rows) in enumerate(batches):
@@ -128,13 +128,13 @@ def _fill(writer: Writer, batches: Batches, told: Told) -> str:
         kept = number < writer.kept
         if kept:
             start = number * writer.batch_size
-            _refuse_other_names(writer.directory, writer.stored(number), names, start)
+            _refuse_other_names(writer.directory, plan, writer.stored(number), names, start)
         else:
             writer.append(rows())
         told.advance(len(names), kept=kept)
         seen += 1
     if seen < writer.kept:
-        raise _other_data(writer.directory, seen * writer.batch_size)
+        raise _other_data(writer.directory, plan, seen * writer.batch_size)
     return data.hexdigest()
 
 
@@ -148,22 +148,24 @@ def _see_that_it_is_the_same(
     row = 0
     for names, _ in batches:
         stored = store.rows(np.arange(row, min(row + len(names), store.count)))
-        _refuse_other_names(directory, stored, names, row)
+        _refuse_other_names(directory, plan, stored, names, row)
         row += len(names)
         told.advance(len(names), kept=False)
     if row < store.count:
-        raise _other_data(directory, row)
+        raise _other_data(directory, plan, row)
     told.say(f"{directory} is already complete: {store.count:,} examples")
 
 
-def _refuse_other_names(directory: Path, stored: np.ndarray, names: np.ndarray, start: int) -> None:
+def _refuse_other_names(
+    directory: Path, plan: Mapping[str, Any], stored: np.ndarray, names: np.ndarray, start: int
+) -> None:
     """Refuse examples that are not those of the stored rows from `start` on."""
     both = min(len(stored), len(names))
     others = (stored[:both, :FINGERPRINT_BYTES] != names[:both]).any(axis=1)
     if others.any():
-        raise _other_data(directory, start + int(others.argmax()))
+        raise _other_data(directory, plan, start + int(others.argmax()))
     if len(stored) != len(names):
-        raise _other_data(directory, start + both)
+        raise _other_data(directory, plan, start + both)
 
 
 def _refuse_other(
@@ -182,7 +184,7 @@ def _refuse_other(
         ]
         raise _other_build(directory, "; ".join(differ))
     if stored is not None:
-        _refuse_other_names(directory, stored, head[:, :FINGERPRINT_BYTES], 0)
+        _refuse_other_names(directory, plan, stored, head[:, :FINGERPRINT_BYTES], 0)
     if old["teacher"]["fingerprint"] != plan["teacher"]["fingerprint"]:
         mine, theirs = (
             f"{side['teacher']['name']!r}, fingerprint {side['teacher']['fingerprint']:.12}"
@@ -226,10 +228,11 @@ def _other_build(directory: Path, given: str, plan: Mapping[str, Any] | None = N
     )
 
 
-def _other_data(directory: Path, row: int) -> ValueError:
+def _other_data(directory: Path, plan: Mapping[str, Any], row: int) -> ValueError:
+    offset, step = plan["shard"] or (0, 1)
     return checks.bad_value(
         f"The data is not what the build in {directory} began with.",
-        given=f"other examples from row {row:,} on, or another number of them",
+        given=f"other data from example {offset + step * row:,} on, or another number of examples",
         expected="the same examples in the same order",
         fix="build from the same data or into another folder, or delete this one.",
     )

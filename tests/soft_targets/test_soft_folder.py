@@ -132,9 +132,17 @@ def test_a_complete_store_of_other_data_is_refused(change, form, tmp_path) -> No
     build(double, X, directory)
     before = contents(directory)
     other, row = OTHER_DATA[change]
-    with pytest.raises(ValueError, match=rf"not what the build in[\s\S]*from row {row} on"):
+    with pytest.raises(ValueError, match=rf"not what the build in[\s\S]*from example {row} on"):
         build(double, FORMS[form](other), directory)
     assert contents(directory) == before
+
+
+def test_a_complete_shard_names_the_example_of_the_data(tmp_path) -> None:
+    build(double, X, tmp_path / "soft", shard=(1, 3))
+    other = np.where(np.arange(50)[:, None] == 31, -X, X)
+    with pytest.raises(ValueError, match="from example 31 on"):
+        build(double, other, tmp_path / "soft", shard=(1, 3))
+    build(double, np.where(np.arange(50)[:, None] == 32, -X, X), tmp_path / "soft", shard=(1, 3))
 
 
 def test_two_processes_at_one_folder(tmp_path) -> None:
