@@ -22,7 +22,8 @@ def without_autograph(step: Method) -> Method:
     """Let AutoGraph leave a step as it is where a user's own `tf.function` calls it.
 
     Its Python needs no rewriting, which takes ten seconds. What the step calls is not rewritten
-    either, as in `fit` and in Keras's own steps: a person's `if` on a tensor in it is a `tf.cond`.
+    either, as in `fit`: an override or a loss of a user's own has to write `tf.cond` for an `if`
+    on a tensor.
 
     The decorated method does not lead to the bare one: by `__wrapped__`, TensorFlow would call that
     without `self` where the bound method is an argument of a `tf.function`.

@@ -13,8 +13,8 @@ class LossTracker(keras.metrics.Mean):
     """The mean of one number a step, each counted by as many examples as it stands for.
 
     Keras's `Mean` takes tensors of any shape, and brings them to one; that is a dozen operations
-    for each loss in each step. It also sets itself to 0 and tells its mean in half the time, which
-    is most of what an `evaluate` costs besides its batches.
+    for each loss in each step. It also sets itself to 0 and tells its mean in about half the time,
+    once for each `evaluate` and epoch.
 
     Args:
         name: name in the logs.

@@ -92,7 +92,7 @@ class AttachedTargets:
 
     def _no_layer(self, path: str) -> ValueError:
         known = list(self._layout.layers)
-        if any(checks.closest(path, known)):
+        if checks.closest(path, known):
             return checks.unknown_name("stored layer", path, known)
         return checks.bad_value(
             f"There is no stored layer {path!r}.",
