@@ -102,15 +102,22 @@ def not_dense(kind: str) -> TypeError:
 
 def _named(leaf: tf.Tensor, number: int, count: int) -> tf.Tensor:
     """Name one tensor of each example: what it is, its shape, and its content; (batch, n) uint8."""
-    shape = tf.shape(leaf, out_type=tf.int64)
-    if leaf.shape[1:].is_fully_defined():
-        head = tf.constant(_head(number, count, leaf.dtype, tuple(leaf.shape[1:])))
-    else:
-        sizes = tf.reshape(tf.bitcast(shape[1:], tf.uint8), [-1])
-        head = tf.concat([_head(number, count, leaf.dtype, ()), sizes], axis=0)
+    heads = _heads(leaf, number, count)
     if leaf.dtype == tf.string:  # each string for itself: "ab", "c" is not "a", "bc"
+        shape = tf.shape(leaf, out_type=tf.int64)
         each = tf.fingerprint(tf.reshape(leaf, [-1]))
         width = tf.reduce_prod(shape[1:]) * SIZE
         leaf = tf.reshape(each, tf.stack([shape[0], width]))
-    heads = tf.broadcast_to(head, tf.stack([shape[0], tf.size(head, out_type=tf.int64)]))
     return tf.concat([heads, tf.fingerprint(leaf)], axis=1)
+
+
+def _heads(leaf: tf.Tensor, number: int, count: int) -> tf.Tensor | np.ndarray:
+    """Say of each example what the tensor is, in no operation where its shape is known."""
+    known = leaf.shape[1:].is_fully_defined()
+    head = _head(number, count, leaf.dtype, tuple(leaf.shape[1:]) if known else ())
+    if known and leaf.shape[0] is not None:
+        return np.broadcast_to(head, (leaf.shape[0], len(head)))
+    shape = tf.shape(leaf, out_type=tf.int64)
+    if not known:
+        head = tf.concat([head, tf.reshape(tf.bitcast(shape[1:], tf.uint8), [-1])], axis=0)
+    return tf.broadcast_to(head, tf.stack([shape[0], tf.size(head, out_type=tf.int64)]))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_kd.inline import mapped
+
 
 def numbered(
     count: int, function: Callable[[np.int64], list[np.ndarray]], specs: Any
@@ -26,10 +28,9 @@ def numbered(
     """
     flat = tf.nest.flatten(specs)
 
-    @tf.autograph.experimental.do_not_convert
     def element(number: tf.Tensor) -> Any:
         leaves = tf.numpy_function(function, [number], [spec.dtype for spec in flat])
         pairs = zip(leaves, flat, strict=True)
         return tf.nest.pack_sequence_as(specs, [tf.ensure_shape(x, s.shape) for x, s in pairs])
 
-    return tf.data.Dataset.range(count).map(element)
+    return mapped(tf.data.Dataset.range(count), element)

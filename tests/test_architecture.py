@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room is a module or a folder of keras_kd. It imports only from rooms on lower floors.
 FLOORS = (
     ("checks",),
-    ("structures",),
+    ("inline", "structures"),
     (
         "configs",
         "data",

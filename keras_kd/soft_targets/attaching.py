@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_kd import checks, fingerprints
 from keras_kd.data.batching import is_batched
+from keras_kd.inline import mapped
 from keras_kd.soft_targets import examples
 from keras_kd.soft_targets.finding import Finder, joined, tell_of_missing
 from keras_kd.soft_targets.in_order import begun_when_read, beside_its_rows
@@ -59,11 +60,10 @@ def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
     def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
         return tf.numpy_function(finder, [fingerprints.of(leaves), *leaves], finder.dtypes)
 
-    @tf.autograph.experimental.do_not_convert
     def join(*element: Any) -> tuple:
         return joined(element, found, finder)
 
-    return source.map(join).prefetch(tf.data.AUTOTUNE)
+    return mapped(source, join).prefetch(tf.data.AUTOTUNE)
 
 
 def _reads_alike(dataset: tf.data.Dataset) -> bool:

@@ -83,15 +83,23 @@ def joined(element: Any, found: Callable[..., list[tf.Tensor]], finder: Finder) 
     """
     x, *rest = element if type(element) is tuple else (element,)
     leaves = keras.tree.flatten(x)
-    teacher = tf.nest.map_structure(
-        lambda tensor, spec: tf.ensure_shape(tensor, leaves[0].shape[:1] + spec.shape[1:]),
-        tf.nest.pack_sequence_as(finder.specs, found(leaves)),
-        finder.specs,
-    )
     count = leaves[0].shape[0]
-    count = tf.shape(leaves[0])[:1] if count is None else [count]
-    store = tf.fill(count, tf.constant(finder.number, tf.int64))
+    answers = [
+        _shaped(answer, (count, *spec.shape[1:]))
+        for answer, spec in zip(found(leaves), tf.nest.flatten(finder.specs), strict=True)
+    ]
+    teacher = tf.nest.pack_sequence_as(finder.specs, answers)
+    if count is None:
+        store = tf.fill(tf.shape(leaves[0])[:1], tf.constant(finder.number, tf.int64))
+    else:
+        store = tf.constant(finder.number, tf.int64, (count,))
     return (SoftBatch(x, teacher | {"store": store}), *rest)
+
+
+def _shaped(answer: tf.Tensor, shape: tuple) -> tf.Tensor:
+    """See to a shape; where it is known already, in no operation."""
+    known = answer.shape.is_fully_defined() and answer.shape == shape
+    return answer if known else tf.ensure_shape(answer, shape)
 
 
 def tell_of_missing(given: int, stored: int) -> None:

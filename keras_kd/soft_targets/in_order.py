@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.data.ops.map_op import _MapDataset  # with arguments that `map` lacks
+from tensorflow.python.data.ops.unbatch_op import _UnbatchDataset  # without `unbatch`'s own map
 
 from keras_kd import checks, fingerprints
+from keras_kd.inline import flat_mapped, mapped
 from keras_kd.numbered import numbered
 from keras_kd.soft_targets.finding import Finder, joined
 from keras_kd.soft_targets.layout import FINGERPRINT_BYTES
@@ -49,7 +50,6 @@ def beside_its_rows(
     whole = tf.nest.flatten(source.element_spec)[0].shape[0] is not None
     passes = _Passes(finder, size, batches, whole, tells)
 
-    @tf.autograph.experimental.do_not_convert
     def check(where: tf.Tensor, element: Any) -> tuple:
         def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
             given = [where, fingerprints.of(leaves), *leaves]
@@ -57,26 +57,32 @@ def beside_its_rows(
 
         return joined(element, found, finder)
 
-    @tf.autograph.experimental.do_not_convert
     def sample(row: tuple, element: Any) -> tuple:
         begin, end, expected, *answers = row
 
         def found(leaves: list[tf.Tensor]) -> list[tf.Tensor]:
-            names = fingerprints.of([tf.strided_slice(leaf, begin, end) for leaf in leaves])
-            alike = _equal(names, tf.strided_slice(expected, begin, end))
+            names = fingerprints.of([_part(leaf, begin, end, expected) for leaf in leaves])
+            alike = _equal(names, expected)
             if not whole:
-                alike &= tf.equal(tf.shape(leaves[0])[0], tf.shape(expected)[0])
-            with tf.control_dependencies([tf.debugging.Assert(alike, [str(_changed())])]):
-                return [tf.identity(answer) for answer in answers]
+                alike &= tf.equal(tf.shape(leaves[0])[0], tf.shape(answers[0])[0])
+            tf.debugging.Assert(alike, [str(_changed())])
+            return answers
 
         return joined(element, found, finder)
 
-    checked = _mapped_inline(tf.data.Dataset.zip(passes.places(), source), check)
+    checked = mapped(tf.data.Dataset.zip(passes.places(), source), check)
     if batches < 0:
         return checked.prefetch(tf.data.AUTOTUNE)
-    sampled = _mapped_inline(tf.data.Dataset.zip(passes.rows(), source), sample)
-    kinds = [begun_when_read(kind.prefetch(tf.data.AUTOTUNE)) for kind in (checked, sampled)]
-    return tf.data.Dataset.choose_from_datasets(kinds, passes.kinds())
+    sampled = mapped(tf.data.Dataset.zip(passes.rows(), source), sample)
+    kinds = [kind.prefetch(tf.data.AUTOTUNE) for kind in (checked, sampled)]
+
+    def taken(*counts: tf.Tensor) -> tf.data.Dataset:
+        """Take all of one kind; what nothing is taken of is not even prepared."""
+        first, second = (kind.take(count) for kind, count in zip(kinds, counts, strict=True))
+        return first.concatenate(second)
+
+    count = tf.TensorSpec((), tf.int64)
+    return flat_mapped(numbered(1, passes.begun, (count, count)), taken)
 
 
 def begun_when_read(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -115,15 +121,12 @@ class _Passes:
         self._numbers = itertools.count()
         self._in_order = 0  # passes since one was not in order
 
-    def kinds(self) -> tf.data.Dataset:
-        """Give for each batch of a pass 0, if every example is compared, or 1, if a sample is."""
-
-        def begun(_: np.int64) -> list[np.ndarray]:
-            sampled = self._in_order > 0
-            self._in_order += sampled  # what is not in order is told of where it is seen
-            return [np.full(self._batches, sampled, np.int64)]
-
-        return _stream(1, begun, [tf.TensorSpec((), tf.int64)])
+    def begun(self, _: np.int64) -> list[np.ndarray]:
+        """Return for a pass that begins how many batches are checked whole, and by a sample."""
+        sampled = self._in_order > 0
+        self._in_order += sampled  # what is not in order is told of where it is seen
+        counts = np.array([0, self._batches]) if sampled else np.array([self._batches, 0])
+        return [*counts]
 
     def places(self) -> tf.data.Dataset:
         """Give for each batch what `answers` takes: the number of the pass, and its own in it."""
@@ -174,10 +177,10 @@ class _Passes:
             self._finder.tell(seen, self._size if self._whole else 1)
 
     def rows(self) -> tf.data.Dataset:
-        """Give for each batch the rows of its place, and which of them to compare.
+        """Give for each batch the rows of its place, and the names of those to compare.
 
-        That is `(begin, end, fingerprints, *answers)`. The rows are read block by block, a block
-        being whole batches of one size.
+        That is `(begin, end, names, *answers)`. The rows are read block by block, a block being
+        whole batches of one size.
         """
         each = max(1, self._size // EVERY)
         most = max(1, BLOCK_BYTES // (self._finder.store.row_bytes * self._size))
@@ -192,19 +195,21 @@ class _Passes:
             last = min(ends[place], self._batches - cycle * self._cycle)
             rows = self._between(first, last)
             begin = (np.arange(first, last) + self._in_order) % -(-self._size // each) * each
-            end = begin + each
-            if len(rows) < (last - first) * self._size:
-                begin, end = np.array([0]), np.array([END])
-            parts = np.array(rows[:, :FINGERPRINT_BYTES]), *self._finder.answers(rows)
-            return [
-                begin[:, None],
-                end[:, None],
-                *(part.reshape(last - first, -1, *part.shape[1:]) for part in parts),
-            ]
+            begin = np.minimum(begin, self._size - each)[:, None]
+            parts = rows[:, :FINGERPRINT_BYTES], *self._finder.answers(rows)
+            names, *answers = (part.reshape(last - first, -1, *part.shape[1:]) for part in parts)
+            if names.shape[1] < self._size:
+                return [np.array([[0]]), np.array([[END]]), names, *answers]
+            names = np.take_along_axis(names, (begin + np.arange(each))[..., None], 1)
+            return [begin, begin + each, names, *answers]
 
-        bound, names = tf.TensorSpec((1,), tf.int64), (None, FINGERPRINT_BYTES)
-        answers = tf.nest.flatten(self._finder.specs)
-        return _stream(blocks, block, [bound, bound, tf.TensorSpec(names, tf.uint8), *answers])
+        bound, size = tf.TensorSpec((1,), tf.int64), self._size if self._whole else None
+        names = tf.TensorSpec((each if self._whole else None, FINGERPRINT_BYTES), tf.uint8)
+        answers = [
+            tf.TensorSpec((size, *spec.shape[1:]), spec.dtype)
+            for spec in tf.nest.flatten(self._finder.specs)
+        ]
+        return _stream(blocks, block, [bound, bound, names, *answers])
 
     def _between(self, first: int, last: int) -> np.ndarray:
         """Read the rows of some batches that follow each other, counted from the first row."""
@@ -226,15 +231,14 @@ def _stream(
     """
     together = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs]
     packed = tuple(together) if len(together) > 1 else together[0]
-    return numbered(parts, function, packed).prefetch(1).unbatch()
+    return _UnbatchDataset(numbered(parts, function, packed).prefetch(1))
 
 
-def _mapped_inline(dataset: tf.data.Dataset, function: Callable[..., tuple]) -> tf.data.Dataset:
-    """Map with a function of few small operations, all run in the thread that asks for a batch.
-
-    `Dataset.map` hands them to a pool of threads, which takes several times as long as they do.
-    """
-    return _MapDataset(dataset, function, use_inter_op_parallelism=False, force_synchronous=True)
+def _part(leaf: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Take the examples of a batch whose names are given."""
+    part = tf.strided_slice(leaf, begin, end)
+    part.set_shape((like.shape[0], *leaf.shape[1:]))
+    return part
 
 
 def _equal(names: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:

@@ -349,6 +349,13 @@ def test_the_sample_is_one_in_sixteen_at_places_that_change(soft, examples, chan
     assert passed > 0, "not every example is checked after the first pass"
 
 
+def test_a_batch_whose_parts_are_not_all_as_long_is_checked_to_its_end(soft, examples):
+    """Of 50 examples 3 at a time are checked, at 17 places; the last place is inside the batch."""
+    attached = soft.attach(plain(examples).batch(50, drop_remainder=True))
+    for _ in range(20):
+        assert seen(attached, examples) == list(range(COUNT))
+
+
 def test_one_example_of_each_batch_is_checked_in_small_batches(soft, examples):
     """Two batches that change places after a pass in order are refused, whatever the sample."""
     for swapped_from in range(4):
