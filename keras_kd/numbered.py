@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from keras_kd.inline import mapped
 
 
 def numbered(
-    count: int, function: Callable[[np.int64], list[np.ndarray]], specs: Any
+    count: int, function: Callable[[np.int64], Sequence[np.ndarray | np.generic]], specs: Any
 ) -> tf.data.Dataset:
     """Make a data set of what a function returns for 0, 1, … `count - 1`.
 

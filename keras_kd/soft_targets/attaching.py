@@ -14,10 +14,11 @@ import tensorflow as tf
 
 from keras_kd import checks, fingerprints
 from keras_kd.data.batching import is_batched
-from keras_kd.inline import mapped
+from keras_kd.inline import flat_mapped, mapped
+from keras_kd.numbered import numbered
 from keras_kd.soft_targets import examples
 from keras_kd.soft_targets.finding import Finder, joined, tell_of_missing
-from keras_kd.soft_targets.in_order import begun_when_read, beside_its_rows
+from keras_kd.soft_targets.in_order import beside_its_rows
 from keras_kd.soft_targets.layout import FINGERPRINT_BYTES
 from keras_kd.soft_targets.store import Store
 
@@ -51,7 +52,7 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
         attached = attached.apply(tf.data.experimental.assert_cardinality(known))
     options = tf.data.Options()
     options.experimental_optimization.inject_prefetch = False  # it prepares all functions twice
-    return begun_when_read(attached).with_options(options)
+    return attached.with_options(options)
 
 
 def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:
@@ -116,17 +117,14 @@ def _counted(attached: tf.data.Dataset, finder: Finder, size: int) -> tf.data.Da
     A data set of batches of one known size leaves out the remainder.
     """
 
-    def begin() -> np.int64:
+    def begin(_: np.int64) -> list[np.int64]:
         finder.served = 0
-        return np.int64(0)
+        return [np.int64(0)]
 
-    def end() -> np.int64:
+    def end(_: np.int64) -> list[np.int64]:
         finder.tell(finder.served, size)
-        return np.int64(0)
+        return [np.int64(0)]
 
-    def at(moment: Any) -> tf.Tensor:
-        return tf.numpy_function(moment, [], tf.int64)
-
-    one = tf.data.Dataset.range(1)
-    whole = one.flat_map(lambda _: attached.skip(at(begin)))
-    return whole.concatenate(one.flat_map(lambda _: attached.take(at(end))))
+    nothing = tf.TensorSpec((), tf.int64)
+    whole = flat_mapped(numbered(1, begin, nothing), attached.skip)
+    return whole.concatenate(flat_mapped(numbered(1, end, nothing), attached.take))

@@ -85,22 +85,6 @@ def beside_its_rows(
     return flat_mapped(numbered(1, passes.begun, (count, count)), taken)
 
 
-def begun_when_read(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Prepare a pass when its first batch is asked for, so that an iterator not read costs nothing.
-
-    The second part of a concatenation begins when the first one, which is empty here, has ended.
-    Prefetch before it: what is behind a prefetch takes twice as long to prepare. The empty part is
-    made anew where its specs allow it: TensorFlow copies all data of a data set that occurs twice.
-    """
-    specs = tf.nest.flatten(dataset.element_spec)
-    if not all(isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None for spec in specs):
-        return dataset.take(0).concatenate(dataset)
-    with tf.device("CPU:0"):
-        none = [tf.zeros((0, *(size or 0 for size in spec.shape)), spec.dtype) for spec in specs]
-    nothing = tf.nest.pack_sequence_as(dataset.element_spec, none)
-    return tf.data.Dataset.from_tensor_slices(nothing).concatenate(dataset)
-
-
 class _Passes:
     """Count the passes in which every batch was in its place, and say what to check in the next.
 
