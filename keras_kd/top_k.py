@@ -237,13 +237,11 @@ def _with_rest(logits: Tensor, total: Tensor, temperature: Tensor) -> Tensor:
     In float64, so that only the rounding of the stored log-sum-exp is lost.
     """
     exact, total, temperature = (tf.cast(part, tf.float64) for part in (logits, total, temperature))
-    kept = tf.reduce_logsumexp(exact / temperature, -1, keepdims=True)
+    kept = tf.reduce_sum(tf.exp(exact / temperature - total), -1, keepdims=True)
     rounding = ROUNDING * tf.abs(total) + 1e-12
-    beyond = total - kept
-    known = beyond > rounding
-    share = tf.math.expm1(tf.where(known, beyond, 1.0))  # of the rest, where the kept have 1
-    share = tf.where(known, share, tf.minimum(rounding, ROUNDING))
-    rest = temperature * (kept + tf.math.log(share))
+    rest = 1.0 - kept
+    rest = tf.where(rest > rounding, rest, tf.minimum(rounding, ROUNDING) * kept)
+    rest = temperature * (total + tf.math.log(rest))
     return tf.concat([logits, tf.cast(rest, tf.float32)], -1)
 
 
