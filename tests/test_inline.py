@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -108,3 +110,17 @@ def test_an_error_of_python_is_told():
     data = mapped(RANGE, lambda x: tf.numpy_function(refuse, [x], tf.int64))
     with pytest.raises(tf.errors.OpError, match=r"ValueError: No 0\."):
         elements(data)
+
+
+def test_what_python_gives_lives_as_long_as_the_data_set():
+    def made() -> tf.data.Dataset:
+        inner = mapped(RANGE, lambda x: tf.numpy_function(lambda n: n + 1, [x], tf.int64))
+        return flat_mapped(RANGE.take(2), lambda _: inner)
+
+    data = made()
+    gc.collect()
+    assert elements(data) == [[n] for n in (1, 2, 3, 4, 5)] * 2
+    iterator = iter(data)
+    del data
+    gc.collect()
+    assert len(list(iterator)) == 10
