@@ -52,7 +52,7 @@ def attach(store: Store, dataset: Any, batched: bool | None) -> tf.data.Dataset:
         attached = attached.apply(tf.data.experimental.assert_cardinality(known))
     options = tf.data.Options()
     options.experimental_optimization.inject_prefetch = False  # it prepares all functions twice
-    return attached.with_options(options)
+    return attached.with_options(dataset.options()).with_options(options)
 
 
 def _looked_up(source: tf.data.Dataset, finder: Finder) -> tf.data.Dataset:

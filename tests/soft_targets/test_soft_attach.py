@@ -89,6 +89,19 @@ def test_what_is_shuffled_and_batched_afterwards_keeps_its_targets(soft, example
     assert sorted(seen(attached, examples)) == sorted([*range(COUNT)] * 2)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_options_of_the_data_stay(soft, examples, order):
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 3
+    never = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = never
+    attached = soft.attach(ORDERS[order](plain(examples)).with_options(options))
+    kept = attached.options()
+    assert kept.threading.private_threadpool_size == 3
+    assert kept.experimental_distribute.auto_shard_policy == never
+    assert seen(attached, examples)
+
+
 def test_arrays_are_taken_as_examples(soft, examples):
     assert seen(soft.attach(examples), examples) == list(range(COUNT))
     (batch,) = next(iter(soft.attach(examples[0])))
