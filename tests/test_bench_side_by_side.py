@@ -5,6 +5,7 @@ How fast anything is is no test: `bash scripts/bench/all` measures it.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import pathlib
@@ -129,6 +130,7 @@ def test_the_tables_of_soft_targets_are_made_from_the_json(load) -> None:
     found = {
         **HEAD,
         "epoch_seconds": 1.25,
+        "processes": 4,
         "epochs": [{"model": "mlp", "batch": 32, "steps": 16, "contenders": own}],
         "building": [built],
         "large": {
@@ -143,11 +145,63 @@ def test_the_tables_of_soft_targets_are_made_from_the_json(load) -> None:
     words = load("soft_targets").table(json.loads(json.dumps(found)))
     assert "| mlp, 32 | 16 steps, 0.50 s | 1.00 (0.90–1.20) | 1.00 (0.90–1.20) | **1.50**" in words
     assert "about 1.25 seconds for an epoch" in words
+    assert "Median of 36 rounds (and quartiles), measured in turns, in 4 processes." in words
     assert "| mlp | 5,000 | 1,234 | 1.25 |" in words
     assert "## 1,000,000 examples of 1,000 classes, top-16, float16" in words
     assert "| the process grows by, building | 100 MB | < 300 MB |" in words
     assert "| read over plainly | 0.028, 0.050 |" in words
     assert "1,000 classes" not in load("soft_targets").table({**found, "large": None})
+
+
+def test_epochs_are_taken_in_turns_over_all_processes_and_summed_up_together(
+    load, monkeypatch
+) -> None:
+    """Each of 4 processes starts with another contender."""
+    script, asked = load("soft_targets"), []
+
+    def ask(name, job):
+        asked.append(job)
+        turns = range(job["number"] * job["rounds"], (job["number"] + 1) * job["rounds"])
+        own = {"student": 2.0, "live": 4.0, "dense": 2.0 + job["number"], "top_k": 1.0}
+        return {"steps": 16, "times": {k: [(1.0, v)] * len(turns) for k, v in own.items()}}
+
+    monkeypatch.setattr(script.children, "ask", ask)
+    options = argparse.Namespace(
+        models=["mlp", "cnn"], batch=[256, 32], processes=4, rounds=3, seconds=2.0
+    )
+    found = script.epochs(options)
+    pairs = [("mlp", 32), ("mlp", 256), ("cnn", 32), ("cnn", 256)]
+    assert [(job["model"], job["batch"]) for job in asked] == pairs * 4
+    assert [job["steps"] for job in asked] == [None] * 4 + [16] * 12
+    assert [(run["model"], run["batch"], run["steps"]) for run in found] == [
+        (*pair, 16) for pair in pairs
+    ]
+    seen = found[0]["contenders"]["dense"]["later"]  # 1, 1.5, 2 and 2.5 times, thrice each
+    assert seen == {"seconds": 3.5, "ratio": 1.75, "quartiles": [1.375, 2.125]}
+    assert {script.turned(script.CONTENDERS, number)[0] for number in range(4)} == set(
+        script.CONTENDERS
+    )
+
+
+@pytest.mark.parametrize("rounds", (1, 3))
+def test_every_contender_is_timed_in_each_round(load, rounds) -> None:
+    script, order = load("soft_targets"), []
+
+    class Runner:
+        def __init__(self, name):
+            self.name = name
+
+        def time(self):
+            order.append(self.name)
+            return (1.0, len(order))
+
+    runners = {name: Runner(name) for name in script.CONTENDERS}
+    times = script.in_turns(runners, 1, rounds)
+    names = list(script.CONTENDERS)
+    first = names[1:] + names[:1]
+    second, third = names[2:] + names[:2], names[3:] + names[:3]
+    assert order == [*first[::-1], *second, *third[::-1]][: 4 * rounds]
+    assert all(len(seen) == rounds for seen in times.values())
 
 
 def test_the_table_of_memory_is_made_from_the_json(load) -> None:
