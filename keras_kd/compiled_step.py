@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import keras
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from keras_kd.compiled_pass import compiles, is_fixed, is_slow
+from keras_kd.epochs import Trainer
 from keras_kd.keras_models import layers_of
 
 LARGE = 1 << 15  # weights of a student from which the time to compile the step comes back
@@ -69,7 +69,7 @@ class CompiledStep:
             steps = int(distiller.optimizer.iterations)
             distiller.jit_compile = True
             try:
-                keras.Model.make_train_function(distiller, force=True)
+                Trainer.make_train_function(distiller, force=True)
                 return distiller.train_function(again())
             except tf.errors.OpError:
                 if int(distiller.optimizer.iterations) != steps:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_kd import checks, compiled_step, first_look, replicas, schedules, updates
+from keras_kd import checks, compiled_step, epochs, first_look, replicas, schedules, updates
 from keras_kd.attached import Answer
 from keras_kd.configs import restored
 from keras_kd.connections import Connections
@@ -23,7 +23,7 @@ from keras_kd.trackers import LossTracker, logs
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Distiller(keras.Model):
+class Distiller(epochs.Trainer):
     """Train a student on a teacher's soft targets and the true labels, with `compile` and `fit`.
 
     It is a drop-in superset of `keras.distillation.Distiller`. What is trained, saved and exported
@@ -171,7 +171,7 @@ class Distiller(keras.Model):
     def _set_teacher(self, teacher: Any) -> None:
         self._teacher = teacher
         self._teaching: Any = None
-        self.train_function: Callable | None = None
+        self.train_function = None
         if not isinstance(teacher, AbsentTeacher):
             self._teaching = teacher.attached(self.connections.teacher_paths)
         stated = ["values" if kind == "values" else "auto" for kind in teacher.stated]

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_kd import checks
 from keras_kd.compiled_step import without_autograph
 from keras_kd.configs import restored
+from keras_kd.epochs import Trainer
 from keras_kd.first_look import local_batch, peek
 from keras_kd.losses import LogitsDistillation
 from keras_kd.taps import call_model
@@ -22,7 +23,7 @@ from keras_kd.teaching.peers import Pupil
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class MutualDistiller(keras.Model):
+class MutualDistiller(Trainer):
     """Train two or more students at once, each on the labels and on what its peers think.
 
     Use it where there is no strong teacher: in the paper, untrained students that differ in their
@@ -101,7 +102,7 @@ class MutualDistiller(keras.Model):
         kwargs.setdefault("autocast", False)  # each student casts its inputs by its own policy
         super().__init__(name=name, **kwargs)
         self._convert_input_args = False
-        self.train_function: Callable | None = None
+        self.train_function = None
         _check_students(students)
         if distillation_losses is None:
             distillation_losses = LogitsDistillation(temperature=1.0)
