@@ -18,10 +18,15 @@ class PastIterators:
     on, up to a minute, and letting go of an iterator waits for that thread. TensorFlow calls it to
     the end before it says that the iterator has ended; a thread that looks in between (on two cores
     each third to fifth time, with TensorFlow 2.21) sleeps on, and the next epoch waits for as long
-    as the last one took, at most. Here another thread does the waiting.
+    as the last one took, at most. Here another thread does the waiting; as long as it does, the
+    past iterator's buffers are in memory beside those of the next.
 
     An iterator whose epoch was the last one is let go of at once, so that when `fit` has ended
     nothing reads the data any more.
+
+    Reference:
+        TensorFlow: `Model::OptimizeLoop` and `CancellationManager::StartCancelWithStatus`, whose
+        callbacks run before `IsCancelled` is true.
     """
 
     def __init__(self) -> None:
