@@ -178,7 +178,7 @@ def test_epochs_are_taken_in_turns_over_all_processes_and_summed_up_together(
     ]
     seen = found[0]["contenders"]["dense"]["later"]  # 1, 1.5, 2 and 2.5 times, thrice each
     assert seen == {"seconds": 3.5, "ratio": 1.75, "quartiles": [1.375, 2.125]}
-    assert {script.turned(script.CONTENDERS, number)[0] for number in range(4)} == set(
+    assert {script.turns.turned(script.CONTENDERS, number)[0] for number in range(4)} == set(
         script.CONTENDERS
     )
 

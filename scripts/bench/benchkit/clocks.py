@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchkit import environment, networks
+from benchkit import environment, networks, turns
 
 LEAST = 10  # steps in a stretch, so that one slow one does not decide
 
@@ -130,18 +130,14 @@ class TorchRunner:
 def alternate(runners: dict[str, Any], rounds: int, seconds: float, words: str) -> dict:
     """Time all runners in turns; return name -> seconds of a step, one for each round.
 
-    Each round begins with another runner, and every other one goes backwards. A stretch is of as
-    many seconds as given, and of `LEAST` steps.
+    A stretch is of as many seconds as given, and of `LEAST` steps.
     """
     steps = {name: max(LEAST, seconds / runner.time(1)) for name, runner in runners.items()}
     calls = {name: max(1, round(steps[name] / runner.steps)) for name, runner in runners.items()}
     times: dict[str, list[float]] = {name: [] for name in runners}
-    names = list(runners)
     for number in range(rounds):
         environment.progress(f"{words}: round {number + 1} of {rounds}")
-        first = number % len(names)
-        order = names[first:] + names[:first]
-        for name in order[:: -1 if number % 2 else 1]:
+        for name in turns.order(list(runners), number):
             times[name].append(runners[name].time(calls[name]))
     environment.progress("")
     return times
